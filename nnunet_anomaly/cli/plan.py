@@ -1,0 +1,89 @@
+"""``nnunet-anomaly plan``: show the settings in a plans file, change some, or start from another preset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = "nnunet-anomaly plan -d 101 --set focal.beta=50 --set seed=1 --save-as nnUNetAnomalyPlans_beta50_seed1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("-d", "--dataset", required=True, help="dataset number or name")
+    parser.add_argument("-p", "--plans", default="nnUNetAnomalyPlans", help="plans name (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="change one setting, e.g. focal.beta=50 or roi.labels=[1,3]; may be given several times",
+    )
+    parser.add_argument("--preset", choices=("robust", "paper"), help="start again from a preset before --set")
+    parser.add_argument(
+        "--add-block", action="store_true", help="add the block to plans that another planner made (keeps the rest)"
+    )
+    parser.add_argument(
+        "--save-as",
+        metavar="NAME",
+        help="write to new plans that share the preprocessed data, so that results get a folder of their own",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the settings; write them when something was changed."""
+    from nnunet_anomaly.files import find_dataset_folder, load_json, nnunet_folder, save_json
+    from nnunet_anomaly.planners.anomaly import write_settings
+    from nnunet_anomaly.settings import parse_assignment
+
+    folder = find_dataset_folder(nnunet_folder("nnUNet_preprocessed"), args.dataset)
+    path = folder / f"{args.plans}.json"
+    values = dict(parse_assignment(text) for text in args.assignments)
+    plans = load_json(path)
+    settings = _starting_point(plans, folder, args.preset, args.add_block).with_values(values)
+    if values or args.preset or args.add_block or args.save_as:
+        name = args.save_as or args.plans
+        plans["plans_name"] = name
+        path = folder / f"{name}.json"
+        save_json(write_settings(plans, settings), path)
+        print(f"Written to {path}")
+    else:
+        print(f"Settings in {path}")
+    _print_settings(settings)
+    return 0
+
+
+def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add_block: bool) -> Any:
+    """The settings of the plans, or derived anew from the data at a preset."""
+    import numpy as np
+
+    from nnunet_anomaly.errors import SettingsError
+    from nnunet_anomaly.files import load_json
+    from nnunet_anomaly.planners.anomaly import derived_settings
+    from nnunet_anomaly.settings import BLOCK, AnomalySettings
+
+    if add_block and BLOCK in plans and not preset:
+        raise SettingsError('These plans already have an "anomaly" block; change it with --set or --preset.')
+    if preset or add_block:
+        return derived_settings(
+            load_json(folder / "dataset.json"),
+            np.array(plans["original_median_shape_after_transp"]),
+            np.array(plans["original_median_spacing_after_transp"]),
+            preset or "robust",
+        )
+    return AnomalySettings.from_plans(plans)
+
+
+def _print_settings(settings: Any) -> None:
+    """One line a setting, with its value in either preset where that differs."""
+    import functools
+
+    from nnunet_anomaly.settings import all_fields
+
+    for key, entry in all_fields():
+        value = functools.reduce(getattr, key.split("."), settings)
+        robust, paper = entry.metadata["robust"], entry.metadata["paper"]
+        note = f"   (robust {robust}, paper {paper})" if robust != paper else ""
+        print(f"  {key} = {value}{note}")

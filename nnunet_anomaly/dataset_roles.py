@@ -1,0 +1,68 @@
+"""What our keys in dataset.json say: which channels are error maps, and which labels the region of interest is.
+
+nnU-Net's channel names decide normalisation alone, so that roles have a key of their own::
+
+    "anomaly": {"channel_roles": {"0": "image", "1": "error_map"}, "roi_labels": ["femoral_bone", "tibial_bone"]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nnunet_anomaly.errors import InputError
+
+KEY = "anomaly"
+IMAGE, ERROR_MAP = "image", "error_map"
+
+
+def error_channels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
+    """Indices of the error-map channels, which must be the last ones; empty when there are none.
+
+    Raises:
+        InputError: a role is unknown, an error map is followed by an image or is not named ``noNorm``.
+    """
+    names = dataset_json["channel_names"]
+    roles = dataset_json.get(KEY, {}).get("channel_roles", {})
+    for index, role in roles.items():
+        if role not in (IMAGE, ERROR_MAP) or index not in names:
+            raise InputError(
+                f"dataset.json: anomaly.channel_roles has {index}: {role!r}; roles are '{IMAGE}' and '{ERROR_MAP}', "
+                f"and the channels are {', '.join(names)}."
+            )
+    channels = tuple(sorted(int(index) for index, role in roles.items() if role == ERROR_MAP))
+    if channels != tuple(range(len(names) - len(channels), len(names))):
+        raise InputError("dataset.json: error-map channels must come after all image channels.")
+    for channel in channels:
+        if names[str(channel)].casefold() != "nonorm":
+            raise InputError(
+                f"dataset.json: channel {channel} is an error map but is named '{names[str(channel)]}'. nnU-Net "
+                "z-scores every name it does not know; name it 'noNorm', plan and preprocess again."
+            )
+    return channels
+
+
+def image_channels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
+    """Indices of the channels that are images."""
+    return tuple(range(len(dataset_json["channel_names"]) - len(error_channels(dataset_json))))
+
+
+def roi_labels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
+    """Labels of the region of interest: ``anomaly.roi_labels`` by name, else every foreground label.
+
+    Raises:
+        InputError: a name in ``roi_labels`` is not among the labels, or there is no foreground label.
+    """
+    labels = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    names = dataset_json.get(KEY, {}).get("roi_labels") or list(labels)
+    unknown = [name for name in names if name not in labels]
+    if unknown:
+        raise InputError(f"dataset.json: anomaly.roi_labels names {unknown}, but the labels are {list(labels)}.")
+    values: set[int] = set()
+    for name in names:
+        value = labels[name]
+        values.update([value] if isinstance(value, int) else value)  # region-based labels are lists
+    values.discard(0)
+    if not values:
+        raise InputError("dataset.json: there is no foreground label to take as region of interest.")
+    return tuple(sorted(values))

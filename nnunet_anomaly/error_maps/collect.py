@@ -1,0 +1,149 @@
+"""From out-of-fold error maps to a derived dataset, in which they are one more channel (law 3: no leak)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_anomaly.dataset_roles import ERROR_MAP, IMAGE, KEY
+from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
+from nnunet_anomaly.files import load_json, place, save_json
+
+Split = Mapping[str, Sequence[str]]
+DERIVED_FROM = "derived_from"
+
+
+@dataclass(frozen=True)
+class FoldMaps:
+    """Error maps of one fold: a map per case, and the cases that the network was trained on."""
+
+    fold: int
+    maps: Mapping[str, Path]
+    training_cases: Sequence[str]
+    source: Path
+
+
+def fold_maps(model_folder: Path, fold: int, split: Split, command: str) -> FoldMaps:
+    """Error maps that a reconstruction trainer's validation wrote for its held-out fold.
+
+    Raises:
+        MissingCheckpointError: the fold has not been validated; the message has the command.
+        LeakageError: the network was trained with other folds than the split says.
+    """
+    folder = model_folder / f"fold_{fold}" / "validation"
+    record_path = folder / "error_maps.json"
+    if not record_path.is_file():
+        raise MissingCheckpointError(
+            f"Fold {fold} is missing: {record_path} does not exist. Train it to its end (or, when it is trained, make "
+            f"its error maps with --val): {command}"
+        )
+    record = load_json(record_path)
+    if set(record["training_cases"]) != set(split["train"]) or set(record["held_out_cases"]) != set(split["val"]):
+        raise LeakageError(
+            f"{record_path} lists other cases than fold {fold} of splits_final.json: the split changed since that "
+            f"training. Train this fold again: {command}"
+        )
+    maps = {case: folder / "error_maps" / f"{case}.nii.gz" for case in record["held_out_cases"]}
+    absent = sorted(case for case, path in maps.items() if not path.is_file())
+    if absent:
+        raise InputError(f"Fold {fold} lacks the error maps of {', '.join(absent)}. Make them again: {command} --val")
+    return FoldMaps(fold, maps, record["training_cases"], record_path)
+
+
+def out_of_fold(folds: Sequence[FoldMaps], cases: Sequence[str], allow_leak: bool = False) -> dict[str, Path]:
+    """One error map per case, from a network that never saw it.
+
+    Args:
+        folds: maps of every fold.
+        cases: all training cases of the dataset; each needs a map.
+        allow_leak: take maps of cases that their network was trained on; only by name (``--allow-leak``).
+
+    Raises:
+        LeakageError: a case's network was trained on it.
+        InputError: a case has no map, or more than one.
+    """
+    chosen: dict[str, Path] = {}
+    for fold in folds:
+        leaking = sorted(set(fold.maps) & set(fold.training_cases))
+        if leaking and not allow_leak:
+            raise LeakageError(
+                f"The network of fold {fold.fold} was trained on {', '.join(leaking)} ({fold.source}), so that its "
+                "error maps of them are not out of fold."
+            )
+        twice = sorted(set(fold.maps) & set(chosen))
+        if twice:
+            raise InputError(f"More than one fold holds out {', '.join(twice)}; splits_final.json is not a partition.")
+        chosen.update(fold.maps)
+    missing = sorted(set(cases) - set(chosen))
+    if missing:
+        raise InputError(
+            f"No fold holds out {', '.join(missing)}: the folds do not cover the dataset, so that these cases have no "
+            "out-of-fold error map. Use splits in which every training case is held out once."
+        )
+    return {case: chosen[case] for case in cases}
+
+
+def case_names(images_folder: Path, file_ending: str) -> list[str]:
+    """Cases of an nnU-Net image folder, sorted."""
+    suffix = f"_0000{file_ending}"
+    return sorted(path.name.removesuffix(suffix) for path in images_folder.glob(f"*{suffix}"))
+
+
+def derived_dataset_json(source: Mapping[str, Any], name: str, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """dataset.json with one more channel: named ``noNorm`` for nnU-Net, its role under a key of our own."""
+    channel = str(len(source["channel_names"]))
+    ours = dict(source.get(KEY, {}))
+    roles = {index: IMAGE for index in source["channel_names"]} | dict(ours.get("channel_roles", {}))
+    ours |= {"channel_roles": {**roles, channel: ERROR_MAP}, DERIVED_FROM: dict(origin)}
+    return {
+        **source,
+        "name": name,
+        "channel_names": {**source["channel_names"], channel: "noNorm"},
+        KEY: ours,
+    }
+
+
+def write_case(images: Sequence[Path], error: Path, case: str, folder: Path, file_ending: str, copy: bool) -> None:
+    """Place a case's images and, as its last channel, its error map into an nnU-Net image folder."""
+    for channel, path in enumerate([*images, error]):
+        place(path, folder / f"{case}_{channel:04d}{file_ending}", copy=copy)
+
+
+def check_target(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds another dataset; one that an earlier run of the same began is gone on with.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    description = folder / "dataset.json"
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not description.is_file():
+        if (folder / ".derived.json").is_file() and load_json(folder / ".derived.json") == origin:
+            return
+    elif load_json(description).get(KEY, {}).get(DERIVED_FROM) == dict(origin):
+        return
+    raise InputError(f"{folder} already holds another dataset. Choose another number or name, or remove it.")
+
+
+def write_derived_dataset(
+    source: Path, target: Path, maps: Mapping[str, Path], splits: Sequence[Split], origin: Mapping[str, Any], copy: bool
+) -> None:
+    """Write the derived dataset: images and labels linked or copied, error maps, splits, and dataset.json last."""
+    check_target(target, origin)
+    save_json(dict(origin), target / ".derived.json")
+    description = load_json(source / "dataset.json")
+    ending = description["file_ending"]
+    for case, error in maps.items():
+        images = [
+            source / "imagesTr" / f"{case}_{channel:04d}{ending}"
+            for channel in range(len(description["channel_names"]))
+        ]
+        write_case(images, error, case, target / "imagesTr", ending, copy)
+        place(source / "labelsTr" / f"{case}{ending}", target / "labelsTr" / f"{case}{ending}", copy=copy)
+    save_json(list(splits), target / "splits_final.json")
+    name = target.name.split("_", 1)[1]
+    save_json(derived_dataset_json(description, name, origin), target / "dataset.json")
+    (target / ".derived.json").unlink()

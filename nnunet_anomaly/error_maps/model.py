@@ -1,0 +1,146 @@
+"""A trained reconstruction model folder, applied to raw images: preprocess, reconstruct, error map."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_anomaly.augmentation.roi import closed_and_filled_region, region_of_interest
+from nnunet_anomaly.error_maps.predict import error_map, mean_reconstruction
+from nnunet_anomaly.errors import GeometryError, InputError, MissingCheckpointError, SettingsError
+from nnunet_anomaly.settings import AnomalySettings
+
+
+@dataclass
+class ReconstructionModel:
+    """Networks of one or more folds, with all that nnU-Net needs to bring an image onto their grid."""
+
+    network: torch.nn.Module
+    parameters: Sequence[Mapping[str, torch.Tensor]]
+    plans: Any
+    configuration: Any
+    dataset_json: dict[str, Any]
+    settings: AnomalySettings
+    trainer: str
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether this is a G, which has to be told what to erase."""
+        return bool(getattr(self.network, "erase", False))
+
+
+@dataclass
+class PreparedCase:
+    """A case on the grid of a configuration: image (C, ...), labels (1, ...) or None, nnU-Net's properties."""
+
+    image: np.ndarray
+    labels: np.ndarray | None
+    properties: dict[str, Any]
+
+
+def load_model(
+    folder: Path, folds: Sequence[int] | None, checkpoint: str = "checkpoint_final.pth"
+) -> ReconstructionModel:
+    """Load the given folds (all that are there, when None) of a model folder ``TRAINER__PLANS__CONFIGURATION``.
+
+    Raises:
+        MissingCheckpointError: a fold has no such checkpoint.
+        SettingsError: it is not a reconstruction model.
+    """
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    available = sorted(int(path.parent.name[5:]) for path in folder.glob(f"fold_[0-9]*/{checkpoint}"))
+    missing = sorted(set(folds or []) - set(available))
+    if missing or not available:
+        wanted = ", ".join(f"fold {fold}" for fold in missing) or "any fold"
+        raise MissingCheckpointError(f"{folder} has no {checkpoint} for {wanted}. Train with nnUNetv2_train first.")
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints advice that does not apply here
+        predictor.initialize_from_trained_model_folder(str(folder), tuple(folds or available), checkpoint)
+    if not hasattr(predictor.network, "erase"):
+        raise SettingsError(
+            f"{folder.name} is not a reconstruction model. Error maps come from nnUNetTrainerInpaintingMimic, or from "
+            "nnUNetTrainerInpainting with --masks-from."
+        )
+    return ReconstructionModel(
+        predictor.network,
+        predictor.list_of_parameters,
+        predictor.plans_manager,
+        predictor.configuration_manager,
+        predictor.dataset_json,
+        AnomalySettings.from_plans(predictor.plans_manager.plans),
+        predictor.trainer_name,
+    )
+
+
+def prepare_case(
+    images: Sequence[Path], mask: Path | None, plans: Any, configuration: Any, dataset_json: dict[str, Any]
+) -> PreparedCase:
+    """Read and preprocess one case by nnU-Net's own preprocessor.
+
+    Raises:
+        InputError: an image is missing, has the wrong number of channels, is all zero or not finite.
+        GeometryError: the mask does not lie on the image's grid.
+    """
+    expected = len(dataset_json["channel_names"])
+    if len(images) != expected:
+        raise InputError(f"{len(images)} channels, but the model takes {expected}: {[path.name for path in images]}")
+    for path in [*images, *([mask] if mask else [])]:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist.")
+    reader = plans.image_reader_writer_class()
+    data, properties = reader.read_images([str(path) for path in images])
+    for channel, path in zip(data, images, strict=True):
+        if not np.isfinite(channel).all():
+            raise InputError(f"{path} has voxels that are not finite numbers (NaN or infinity).")
+        if not channel.any():
+            raise InputError(f"{path} is zero everywhere.")
+    labels = None
+    if mask is not None:
+        labels, mask_properties = reader.read_seg(str(mask))
+        if labels.shape[1:] != data.shape[1:] or not np.allclose(properties["spacing"], mask_properties["spacing"]):
+            raise GeometryError(f"{mask} has another grid than {images[0]}.")
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, labels_on_grid, properties = preprocessor.run_case_npy(
+        data, labels, properties, plans, configuration, dataset_json
+    )
+    return PreparedCase(data, None if labels is None else labels_on_grid, properties)
+
+
+def case_maps(
+    model: ReconstructionModel, case: PreparedCase, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Error map (1, ...) and mean reconstruction (C, ...) of a prepared case, float32, on the model's grid.
+
+    Raises:
+        InputError: the model is a G and the case has no mask.
+    """
+    image = torch.from_numpy(np.asarray(case.image, dtype=np.float32))
+    network_input = image
+    if model.needs_masks:
+        if case.labels is None:
+            raise InputError(f"{model.trainer} needs a mask of what to erase; give --masks-from.")
+        region = torch.from_numpy(two_pass_region(model, case)[None].astype(np.float32))
+        network_input = torch.cat((image, region))
+    reconstruction = mean_reconstruction(
+        model.network, model.parameters, network_input, model.configuration.patch_size, device
+    )
+    return error_map(image, reconstruction), reconstruction
+
+
+def two_pass_region(model: ReconstructionModel, case: PreparedCase) -> np.ndarray:
+    """What to erase, from a predicted label map: its region closed and filled (a lesion left out counts), dilated."""
+    assert case.labels is not None
+    roi = model.settings.roi
+    spacing_mm = list(model.configuration.spacing)
+    if len(spacing_mm) == 2:
+        spacing_mm = [case.properties["spacing"][model.plans.transpose_forward[0]], *spacing_mm]
+    filled = closed_and_filled_region(case.labels[0], roi.labels, roi.closing_mm, spacing_mm)
+    return region_of_interest(filled.astype(np.uint8), (1,), roi.dilation_mm, spacing_mm)

@@ -1,0 +1,316 @@
+"""Settings of the methods: typed, documented, validated; they live in the plans under ``"anomaly"`` and nowhere else.
+
+Every setting has a value in each of two presets: ``paper`` (as published) and ``robust`` (what our own experiments
+favour, the default). What depends on the data is derived by ``nnUNetPlannerAnomaly`` and written over the preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from nnunet_anomaly.errors import SettingsError
+
+PRESETS = ("robust", "paper")
+BLOCK = "anomaly"
+_SAME = object()
+
+
+def setting(
+    text: str, robust: Any, paper: Any = _SAME, *, minimum: float | None = None, maximum: float | None = None
+) -> Any:
+    """A dataclass field with its documentation, its value in either preset and its allowed range."""
+    paper = robust if paper is _SAME else paper
+    metadata = {"text": text, "robust": robust, "paper": paper, "minimum": minimum, "maximum": maximum}
+    return field(default_factory=lambda: robust, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RoiSettings:
+    """The region of interest: where anomalies are looked for."""
+
+    labels: tuple[int, ...] = setting(
+        "Labels that make up the region; derived from dataset.json (`anomaly.roi_labels`), else all foreground.", ()
+    )
+    dilation_mm: float = setting(
+        "Margin around the labels that is erased for G as well (Woo: 50 voxels of 0.365 mm).", 3.0, 18.0, minimum=0
+    )
+    closing_mm: float = setting(
+        "Closing of a predicted mask before two-pass inpainting, so that a lesion left out by it is erased too.",
+        5.0,
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True)
+class InpaintingSettings:
+    """The inpainting networks G and A, and the compressor C."""
+
+    code_channels: int = setting(
+        "Channels of the compressor's code at the bottleneck; 0 leaves C out, because a spatial code carries the "
+        "lesion through.",
+        0,
+        4,
+        minimum=0,
+    )
+    upsampling: Literal["transposed", "interpolated"] = setting(
+        "Upsampling in the decoder: transposed convolution, or linear interpolation followed by a convolution "
+        "(no checkerboards).",
+        "interpolated",
+        "transposed",
+    )
+    learning_rate: float = setting("Initial learning rate of Adam.", 5e-4, minimum=0)
+    learning_rate_schedule: Literal["constant", "poly"] = setting(
+        "Constant as in the paper, or nnU-Net's polynomial decay.", "poly", "constant"
+    )
+    epochs: int = setting(
+        "Epochs of nnU-Net's 250 iterations (paper: 50 epochs of 405 cases at batch 1, about 20,000 updates).",
+        80,
+        minimum=1,
+    )
+    batch_size: int = setting("Batch size of 3d_inpainting (2d_inpainting keeps nnU-Net's).", 2, 1, minimum=1)
+    mirror_axes: tuple[int, ...] = setting(
+        "Axes mirrored in training; none by default, since normal anatomy is not symmetric.", (), minimum=0, maximum=2
+    )
+
+
+@dataclass(frozen=True)
+class MimicSettings:
+    """How A learns from G."""
+
+    objective: Literal["denoising", "paper"] = setting(
+        "`paper`: A(x) mimics G(x) and its error map. `denoising`: synthetic lesions are put into A's input and its "
+        "target is G of the clean image.",
+        "denoising",
+        "paper",
+    )
+    error_term_weight: float = setting(
+        "Weight of the error-map term of the paper's loss L_A (not used when denoising).", 1.0, minimum=0
+    )
+    leak_warning: float = setting(
+        "Warn when the leak (0 copies G, 1 is the identity) of a validation epoch is above this.",
+        0.5,
+        minimum=0,
+        maximum=1,
+    )
+    teacher_trainer: str = setting(
+        "Trainer name of G; empty: nnUNetTrainerInpainting with the same epoch suffix as A's trainer.", ""
+    )
+
+
+@dataclass(frozen=True)
+class CorruptionSettings:
+    """Synthetic lesions for training (denoising A, augmentation trainer)."""
+
+    probability: float = setting("Probability that a training patch gets lesions.", 0.5, minimum=0, maximum=1)
+    max_lesions: int = setting("At most this many lesions in a patch.", 3, minimum=1)
+    radius_mm: tuple[float, float] = setting("Smallest and largest radius; derived from the image size.", (3.0, 12.0))
+    contrast_sd: tuple[float, float] = setting(
+        "Smallest and largest contrast, in standard deviations of the region's intensity.", (0.7, 3.0), minimum=0
+    )
+    bright_probability: float = setting(
+        "Probability that a lesion is brighter than its surrounding, else darker.", 0.75, minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True)
+class ErrorMapSettings:
+    """Error maps E = (x - A(x))^2 and how S takes them."""
+
+    clip_sd: float = setting(
+        "z-scored intensities are clipped at plus and minus this and rescaled to [0, 1].", 5.0, minimum=0.1
+    )
+    input_gain: float = setting(
+        "Factor on the error channel's weights in S's first convolution at the start of training: E of one standard "
+        "deviation is 0.01, so that 100 brings it to the scale of a z-scored image.",
+        100.0,
+        1.0,
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True)
+class FocalSettings:
+    """S's loss: soft Dice + alpha * cross-entropy weighted voxel-wise by F = 1 + beta * E (Woo, equation 2)."""
+
+    alpha: float = setting("Weight of the cross-entropy; 0 leaves Dice only.", 1.0, 10.0, minimum=0)
+    beta: float = setting("Weight of the error map inside F; 0 is plain cross-entropy.", 99.0, minimum=0)
+
+
+@dataclass(frozen=True)
+class AnomalySettings:
+    """Everything under ``"anomaly"`` in the plans."""
+
+    preset: Literal["robust", "paper"] = setting("Name of the preset that the values started from.", "robust", "paper")
+    seed: int = setting(
+        "Seed of our trainers' weights and draws; give every seed a plans name of its own.", 1234, minimum=0
+    )
+    roi: RoiSettings = field(default_factory=RoiSettings)
+    inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
+    mimic: MimicSettings = field(default_factory=MimicSettings)
+    corruption: CorruptionSettings = field(default_factory=CorruptionSettings)
+    error_map: ErrorMapSettings = field(default_factory=ErrorMapSettings)
+    focal: FocalSettings = field(default_factory=FocalSettings)
+
+    @staticmethod
+    def for_preset(preset: str) -> AnomalySettings:
+        """All settings at a preset's values.
+
+        Raises:
+            SettingsError: there is no such preset.
+        """
+        if preset not in PRESETS:
+            raise SettingsError(f"There is no preset '{preset}'{_nearest(preset, PRESETS)}. Presets: robust, paper.")
+        return AnomalySettings.from_dict({key: entry.metadata[preset] for key, entry in all_fields()})
+
+    @staticmethod
+    def from_dict(flat_or_nested: Mapping[str, Any]) -> AnomalySettings:
+        """Validate a nested dict, as in the plans, or a flat one with dotted keys; what is absent keeps its default.
+
+        Raises:
+            SettingsError: an unknown key (the nearest one is named), a wrong type or a value out of range.
+        """
+        values = dict(_flatten(flat_or_nested))
+        return _build(AnomalySettings, "", values)
+
+    @staticmethod
+    def from_plans(plans: Mapping[str, Any]) -> AnomalySettings:
+        """Settings of a plans dict.
+
+        Raises:
+            SettingsError: the plans have no ``"anomaly"`` block, or a wrong one.
+        """
+        if BLOCK not in plans:
+            name, dataset = plans.get("plans_name", "?"), plans.get("dataset_name", "DatasetXXX")
+            number = dataset[7:10].lstrip("0") or dataset
+            raise SettingsError(
+                f"The plans '{name}' of {dataset} have no \"{BLOCK}\" block. Make such plans with: "
+                f"nnUNetv2_plan_and_preprocess -d {number} -pl nnUNetPlannerAnomaly -c 3d_fullres 3d_inpainting "
+                f"(or add the block to these plans with: nnunet-anomaly plan -d {number} -p {name} --add-block)"
+            )
+        return AnomalySettings.from_dict(plans[BLOCK])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict (lists for tuples), as written to the plans."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def with_values(self, values: Mapping[str, Any]) -> AnomalySettings:
+        """A copy with some values changed; keys are dotted, as in ``focal.beta``."""
+        return AnomalySettings.from_dict({**dict(_flatten(self.to_dict())), **values})
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """``"focal.beta=50"`` to ``("focal.beta", 50)``: the value is JSON, or else taken as a string.
+
+    Raises:
+        SettingsError: there is no ``=``, or the key is unknown.
+    """
+    key, equals, raw = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise SettingsError(f"'{text}' is not of the form key=value, for example focal.beta=50.")
+    known = dict(all_fields())
+    if key not in known:
+        raise SettingsError(f"Unknown setting '{key}'{_nearest(key, known)}.")
+    try:
+        return key, json.loads(raw)
+    except json.JSONDecodeError:
+        return key, raw.strip()
+
+
+def all_fields(cls: type = AnomalySettings, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Dotted key and dataclass field of every setting, in order."""
+    hints = get_type_hints(cls)
+    for entry in fields(cls):
+        if is_dataclass(hints[entry.name]):
+            yield from all_fields(hints[entry.name], f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, entry
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nearest(key: str, known: Any) -> str:
+    matches = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def _build(cls: type, prefix: str, values: dict[str, Any]) -> Any:
+    """Make one dataclass from the flat values below ``prefix``; the outermost call refuses what nobody took."""
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for entry in fields(cls):
+        key, hint = prefix + entry.name, hints[entry.name]
+        if is_dataclass(hint):
+            arguments[entry.name] = _build(hint, f"{key}.", values)
+        elif key in values:
+            arguments[entry.name] = _checked(key, values.pop(key), hint, entry.metadata)
+    if not prefix and values:
+        unknown = next(iter(values))
+        raise SettingsError(f"Unknown setting '{unknown}'{_nearest(unknown, dict(all_fields()))}.")
+    return cls(**arguments)
+
+
+def _checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    """The value in its declared type, or a SettingsError that says what was expected."""
+    converted = _converted(value, hint)
+    if converted is MISSING:
+        raise SettingsError(f"Setting '{key}' must be {describe(hint)}, not {value!r}.")
+    low, high = metadata.get("minimum"), metadata.get("maximum")
+    for number in converted if isinstance(converted, tuple) else (converted,):
+        if (low is not None and number < low) or (high is not None and number > high):
+            limits = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise SettingsError(f"Setting '{key}' must be {limits}, not {value!r}.")
+    if get_args(hint) == (float, float) and converted[0] > converted[1]:
+        raise SettingsError(f"Setting '{key}' must have its smaller value first, not {value!r}.")
+    return converted
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` demands, or ``MISSING`` when its type does not fit; no lossy conversion."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value if value in arguments else MISSING
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return MISSING
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            return MISSING
+        items = tuple(_converted(item, kind) for item, kind in zip(value, kinds, strict=True))
+        return MISSING if any(item is MISSING for item in items) else items
+    if hint is bool:
+        return value if isinstance(value, bool) else MISSING
+    if isinstance(value, bool):
+        return MISSING
+    if hint is float:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else MISSING
+    if hint is int:
+        return int(value) if isinstance(value, int) or (isinstance(value, float) and value.is_integer()) else MISSING
+    return value if isinstance(value, hint) else MISSING
+
+
+def describe(hint: Any) -> str:
+    """A type in words, as error messages and the reference page use it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(argument) for argument in arguments)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list of {_PLURAL[arguments[0]]}"
+    if origin is tuple:
+        return f"a list of {len(arguments)} {_PLURAL[arguments[0]]}"
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
+
+
+_PLURAL = {int: "whole numbers", float: "numbers"}

@@ -1,0 +1,103 @@
+"""Plans with an ``"anomaly"`` block and with configurations for the reconstruction networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+from nnunet_anomaly.dataset_roles import error_channels, roi_labels
+from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
+from nnunet_anomaly.settings import BLOCK, AnomalySettings
+
+INPAINTING_SUFFIX = "_inpainting"
+
+
+def derived_settings(
+    dataset_json: dict[str, Any], median_shape: np.ndarray, spacing_mm: np.ndarray, preset: str = "robust"
+) -> AnomalySettings:
+    """A preset with what depends on the data filled in: the region's labels and the radii of synthetic lesions.
+
+    A lesion's radius goes up to a tenth of the shortest axis in mm, and down to a quarter of that, but not below the
+    coarsest voxel size (a smaller one could not be seen).
+    """
+    median_shape, spacing_mm = np.asarray(median_shape), np.asarray(spacing_mm)
+    shortest_axis_mm = float(np.min((median_shape * spacing_mm)[median_shape > 1]))
+    largest = max(shortest_axis_mm / 10, 1.5 * float(np.max(spacing_mm)))
+    smallest = max(largest / 4, float(np.max(spacing_mm)))
+    return AnomalySettings.for_preset(preset).with_values(
+        {
+            "roi.labels": roi_labels(dataset_json),
+            "corruption.radius_mm": (round(smallest, 2), round(max(largest, smallest), 2)),
+        }
+    )
+
+
+def write_settings(plans: dict[str, Any], settings: AnomalySettings) -> dict[str, Any]:
+    """Put the settings into the plans, with what nnU-Net's own parts of the plans take from them."""
+    plans[BLOCK] = settings.to_dict()
+    for properties in plans["foreground_intensity_properties_per_channel"].values():
+        properties["anomaly_clip_sd"] = settings.error_map.clip_sd
+    whole_volume = plans["configurations"].get("3d" + INPAINTING_SUFFIX)
+    if whole_volume is not None:
+        whole_volume["batch_size"] = settings.inpainting.batch_size
+    return plans
+
+
+class nnUNetPlannerAnomaly(ExperimentPlanner):
+    """nnU-Net's default plans, ``3d_inpainting`` and ``2d_inpainting`` and the ``"anomaly"`` block.
+
+    The inpainting configurations hold the whole image in one patch, because a region of interest with its margin
+    would erase most of a full-resolution patch: about ``longest_axis_voxels`` along the longest axis (1.5 mm for a
+    knee), never finer than the data, coarser where the memory target asks for it.
+    """
+
+    longest_axis_voxels = 96
+
+    def __init__(self, *args: Any, plans_name: str = "nnUNetAnomalyPlans", **kwargs: Any):
+        super().__init__(*args, plans_name=plans_name, **kwargs)
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Add the inpainting configurations and the ``"anomaly"`` block, then save."""
+        spacing_mm = np.array(plans["original_median_spacing_after_transp"])
+        shape = np.array(plans["original_median_shape_after_transp"])
+        if not error_channels(self.dataset_json):  # a derived dataset is for segmentation; its images are planned
+            for configuration, first_axis in (("3d", 0), ("2d", 1)):
+                if configuration == "2d" or shape[0] > 1:
+                    name = configuration + INPAINTING_SUFFIX
+                    plans["configurations"][name] = self.plan_whole_image(
+                        spacing_mm[first_axis:], shape[first_axis:], name
+                    )
+        write_settings(plans, derived_settings(self.dataset_json, shape, spacing_mm))
+        super().save_plans(plans)
+
+    def plan_whole_image(self, spacing_mm: np.ndarray, shape: np.ndarray, name: str) -> dict[str, Any]:
+        """Configuration at the finest spacing at which one patch holds the median image within the memory target."""
+        isotropic_mm = max(float(np.max(spacing_mm * shape)) / self.longest_axis_voxels, float(np.min(spacing_mm)))
+        cache: dict[str, Any] = {}
+        while True:
+            target_mm = np.maximum(spacing_mm, isotropic_mm)
+            target_shape = np.maximum(1, np.round(shape * spacing_mm / target_mm)).astype(int)
+            voxels = float(np.prod(target_shape)) * self.dataset_json["numTraining"]
+            plan = self.get_plans_for_configuration(
+                target_mm, target_shape, self.generate_data_identifier(name), voxels, cache
+            )
+            if np.all(np.asarray(plan["patch_size"]) >= target_shape):
+                break
+            isotropic_mm *= 1.05
+        plan["batch_dice"] = False
+        plan["normalization_schemes"] = [ZScoreClipped01Normalization.__name__] * len(plan["normalization_schemes"])
+        return plan
+
+
+class nnUNetPlannerAnomalyTiny(nnUNetPlannerAnomaly):
+    """The same with 8 base features and small patches: for trying things out on a CPU, not for results."""
+
+    longest_axis_voxels = 40
+
+    def __init__(self, *args: Any, plans_name: str = "nnUNetAnomalyTinyPlans", **kwargs: Any):
+        kwargs.setdefault("gpu_memory_target_in_gb", 0.2)
+        super().__init__(*args, plans_name=plans_name, **kwargs)
+        self.UNet_base_num_features = 8
+        self.UNet_max_features_2d = self.UNet_max_features_3d = 64

@@ -1,0 +1,271 @@
+"""What all reconstruction trainers share: honest loss names, best checkpoint by validation loss, error maps at the end.
+
+They train by ``nnUNetv2_train`` on an ``*_inpainting`` configuration, and ``--c``, ``--val`` and ``-num_gpus`` work as
+in nnU-Net. Their validation writes, for the held-out fold and in the original geometry::
+
+    fold_0/validation/error_maps/<case>.nii.gz           E = (x - reconstruction)^2, float32
+    fold_0/validation/reconstructions/<case>_0000.nii.gz one file per image channel, on the [0, 1] scale
+    fold_0/validation/error_maps.json                    which cases the network saw, which it did not
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import autocast, distributed
+from torch._dynamo import OptimizedModule
+
+from nnunet_anomaly.architectures.inpainting_unet import InpaintingUNet, resolved_architecture
+from nnunet_anomaly.augmentation.protected_channels import insert_after_resampling, protect_channels
+from nnunet_anomaly.augmentation.roi import RoiChannelTransform, region_of_interest
+from nnunet_anomaly.dataset_roles import error_channels
+from nnunet_anomaly.error_maps.predict import error_map, reconstruct, save_in_original_geometry
+from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.files import save_json
+from nnunet_anomaly.report.training import plot_training_curves
+from nnunet_anomaly.seeding import seed_everything
+from nnunet_anomaly.settings import AnomalySettings
+
+SPATIAL = (
+    SpatialTransform,
+    MirrorTransform,
+    Convert3DTo2DTransform,
+    Convert2DTo3DTransform,
+    RemoveLabelTansform,
+)
+
+
+class ReconstructionLogger(LocalLogger):
+    """nnU-Net's log of one value per epoch, with the names of what is measured here instead of Dice."""
+
+    def __init__(self, *extra: str):
+        super().__init__()
+        names = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps", *extra)
+        self.my_fantastic_logging = {name: [] for name in names}
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Write progress.png: losses and whatever else is logged, over epochs."""
+        plot_training_curves(self.my_fantastic_logging, Path(output_folder) / "progress.png")
+
+
+class ReconstructionTrainer(nnUNetTrainer):
+    """Base of G and A: an image and its region of interest go in, a reconstruction comes out."""
+
+    extra_metrics: tuple[str, ...] = ()
+    erase = True  # the network takes the region of interest as its last channel and erases it
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own signature
+    ):
+        self.settings = AnomalySettings.from_plans(plans)
+        if error_channels(dataset_json):
+            raise InputError(
+                f"{plans['dataset_name']} already has an error-map channel. Train reconstruction networks on the "
+                "dataset that it was derived from."
+            )
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.logger.local_logger = ReconstructionLogger(*self.extra_metrics)
+        self.initial_lr = self.settings.inpainting.learning_rate
+        self.weight_decay = 0.0
+        self.num_epochs = self.settings.inpainting.epochs
+        self.enable_deep_supervision = False
+
+    # -- network, loss, optimiser -------------------------------------------------------------------------------------
+
+    @classmethod
+    def build_network_architecture(  # type: ignore[override]
+        cls,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> InpaintingUNet:
+        """The inpainting U-Net; it has as many output channels as the image, whatever the number of labels."""
+        settings = AnomalySettings.from_plans(plans_manager.plans)
+        architecture = resolved_architecture(
+            configuration_manager.network_arch_init_kwargs, configuration_manager.network_arch_init_kwargs_req_import
+        )
+        inpainting = settings.inpainting
+        return InpaintingUNet(
+            num_input_channels, architecture, inpainting.code_channels, inpainting.upsampling, cls.erase
+        )
+
+    def initialize(self) -> None:
+        """Seed, then build as nnU-Net does."""
+        seed_everything(self.settings.seed, self.fold, self.local_rank)
+        super().initialize()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Adam at a constant rate (paper) or with nnU-Net's polynomial decay."""
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(parameters, self.initial_lr, weight_decay=self.weight_decay)
+        exponent = 0.9 if self.settings.inpainting.learning_rate_schedule == "poly" else 0.0
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """There is none."""
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
+        """nnU-Net's, but with the mirror axes of the plans."""
+        rotation, dummy_2d, patch_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, patch_size, self.settings.inpainting.mirror_axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
+        """nnU-Net's spatial transforms alone: the intensities are what is to be reconstructed."""
+        stock = nnUNetTrainer.get_training_transforms(*args, **kwargs)
+        return self.with_extra_channels(ComposeTransforms([t for t in stock.transforms if isinstance(t, SPATIAL)]))
+
+    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
+        """The patch as it is."""
+        return self.with_extra_channels(ComposeTransforms([RemoveLabelTansform(-1, 0)]))
+
+    def with_extra_channels(self, pipeline: ComposeTransforms) -> ComposeTransforms:
+        """Append to the image what :meth:`input_and_target` needs besides: here the region of interest."""
+        return protect_channels(insert_after_resampling(pipeline, [self.roi_transform()]))
+
+    def roi_transform(self) -> RoiChannelTransform:
+        """The region of interest as a channel, on the grid of the patch."""
+        roi = self.settings.roi
+        return RoiChannelTransform(roi.labels, roi.dilation_mm, self.configuration_manager.spacing)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def input_and_target(self, data: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """What the network and what the loss take, from a batch (B, image channels + 1, ...) on the device."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its network takes")
+
+    def train_step(self, batch: dict) -> dict:
+        """nnU-Net's step on our input and target."""
+        data, target = self.input_and_target(batch["data"].to(self.device, non_blocking=True))
+        return super().train_step({"data": data, "target": target})
+
+    def validation_step(self, batch: dict) -> dict:
+        """Loss on a validation batch."""
+        data, target = self.input_and_target(batch["data"].to(self.device, non_blocking=True))
+        return {"loss": self.loss(self.forward_pass(data), target).cpu().numpy()}
+
+    def forward_pass(self, data: torch.Tensor) -> torch.Tensor:
+        """Reconstruction in float32, by mixed precision on CUDA as in training."""
+        with autocast("cuda", enabled=self.device.type == "cuda"):
+            return self.network(data).float()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the mean of everything that validation steps gave, over all GPUs."""
+        for name in val_outputs[0]:
+            mean = self.mean_over_gpus([float(output[name]) for output in val_outputs])
+            self.logger.log("val_losses" if name == "loss" else name, mean, self.current_epoch)
+
+    def mean_over_gpus(self, values: list[float]) -> float:
+        """Mean of finite values, gathered from every GPU; NaN when there is none."""
+        gathered: list[Any] = [values]
+        if self.is_ddp:
+            gathered = [None] * distributed.get_world_size()
+            distributed.all_gather_object(gathered, values)
+        flat = np.array([value for part in gathered for value in part])
+        finite = flat[np.isfinite(flat)]
+        return float(finite.mean()) if finite.size else float("nan")
+
+    def on_epoch_end(self) -> None:
+        """Log, keep the latest checkpoint now and then and the best by validation loss."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        names = ("train_losses", "val_losses", *self.extra_metrics)
+        values = {name: self.logger.get_value(name, step=-1) for name in names}
+        self.print_to_log_file(", ".join(f"{name} {value:.6f}" for name, value in values.items()))
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        # nnU-Net's checkpoints have one slot for the best value so far, named after Dice; ours is a loss
+        if self._best_ema is None or values["val_losses"] < self._best_ema:
+            self._best_ema = values["val_losses"]
+            self.print_to_log_file(f"New best validation loss: {self._best_ema:.6f}")
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
+        self.current_epoch += 1
+
+    # -- validation: error maps of the held-out fold ------------------------------------------------------------------
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Write reconstructions and error maps of the held-out fold in the original geometry."""
+        training_cases, held_out = self.do_split()
+        folder = Path(self.output_folder) / "validation"
+        mine = sorted(held_out)[self.local_rank :: distributed.get_world_size()] if self.is_ddp else sorted(held_out)
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, mine)
+        context = multiprocessing.get_context("spawn")
+        workers = default_num_processes if len(mine) > 1 else 1
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            writing = [job for case in mine for job in self.validate_case(case, dataset, folder, pool)]
+            for job in writing:
+                job.result()
+        if self.is_ddp:
+            distributed.barrier()
+        if self.local_rank == 0:
+            record = {
+                "trainer": type(self).__name__,
+                "plans": self.plans_manager.plans_name,
+                "configuration": self.configuration_name,
+                "fold": self.fold,
+                "epochs": self.current_epoch,
+                "training_cases": sorted(training_cases),
+                "held_out_cases": sorted(held_out),
+            }
+            save_json(record, folder / "error_maps.json")
+            self.print_to_log_file(f"Error maps of {len(held_out)} held-out cases are in {folder / 'error_maps'}")
+
+    def validate_case(self, case: str, dataset: Any, folder: Path, pool: ProcessPoolExecutor) -> list[Any]:
+        """Reconstruct one case here and have its maps written in the background."""
+        data, segmentation, _, properties = dataset.load_case(case)
+        image = torch.from_numpy(np.asarray(data[:], dtype=np.float32))
+        roi = self.settings.roi
+        region = region_of_interest(
+            np.asarray(segmentation[0]), roi.labels, roi.dilation_mm, self.case_spacing_mm(properties)
+        )
+        inside = torch.from_numpy(region[None])
+        network = self.bare_network()
+        network_input = torch.cat((image, inside.float())) if self.erase else image
+        reconstruction = reconstruct(network, network_input, self.configuration_manager.patch_size, self.device)
+        error = error_map(image, reconstruction)
+        means = [float(error[where].mean()) if where.any() else float("nan") for where in (inside, ~inside)]
+        self.print_to_log_file(f"{case}: mean error inside the region {means[0]:.6f}, outside {means[1]:.6f}")
+        names = [folder / "reconstructions" / f"{case}_{channel:04d}.nii.gz" for channel in range(len(image))]
+        maps = [(error, [folder / "error_maps" / f"{case}.nii.gz"]), (reconstruction, names)]
+        spacing_mm = self.configuration_manager.spacing
+        return [
+            pool.submit(save_in_original_geometry, values, paths, properties, self.plans_manager, spacing_mm)
+            for values, paths in maps
+        ]
+
+    def bare_network(self) -> InpaintingUNet:
+        """The network without what DDP and torch.compile wrap around it."""
+        network = self.network.module if self.is_ddp else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def case_spacing_mm(self, properties: dict) -> list[float]:
+        """Spacing of a preprocessed case: a 2-D configuration keeps each case's own slice distance."""
+        spacing_mm = list(self.configuration_manager.spacing)
+        if len(spacing_mm) == 3:
+            return spacing_mm
+        return [properties["spacing"][self.plans_manager.transpose_forward[0]], *spacing_mm]
