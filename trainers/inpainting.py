@@ -61,14 +61,6 @@ class nnUNetTrainerInpaintingMimic(ReconstructionTrainer):
             assert compressor is not None  # both networks are built from the same plans
             compressor.load_state_dict(self.teacher.compressor.state_dict())
 
-    @classmethod
-    def build_network_architecture(cls, *args: Any, **kwargs: Any) -> InpaintingUNet:
-        """A's network; its compressor is never trained."""
-        network = super().build_network_architecture(*args, **kwargs)
-        if network.compressor is not None:
-            network.compressor.requires_grad_(False)
-        return network
-
     def teacher_checkpoint(self) -> Path:
         """Final checkpoint of G for the same dataset, plans, configuration and fold.
 

@@ -107,9 +107,12 @@ class ReconstructionTrainer(nnUNetTrainer):
             configuration_manager.network_arch_init_kwargs, configuration_manager.network_arch_init_kwargs_req_import
         )
         inpainting = settings.inpainting
-        return InpaintingUNet(
+        network = InpaintingUNet(
             num_input_channels, architecture, inpainting.code_channels, inpainting.upsampling, cls.erase
         )
+        if network.compressor is not None:
+            network.compressor.requires_grad_(cls.erase)  # C learns with G alone
+        return network
 
     def initialize(self) -> None:
         """Seed, then build as nnU-Net does."""

@@ -106,9 +106,10 @@ def derived_dataset_json(source: Mapping[str, Any], name: str, origin: Mapping[s
 
 
 def write_case(images: Sequence[Path], error: Path, case: str, folder: Path, file_ending: str, copy: bool) -> None:
-    """Place a case's images and, as its last channel, its error map into an nnU-Net image folder."""
-    for channel, path in enumerate([*images, error]):
+    """Place a case's images and, as its last channel, a copy of its error map into an nnU-Net image folder."""
+    for channel, path in enumerate(images):
         place(path, folder / f"{case}_{channel:04d}{file_ending}", copy=copy)
+    place(error, folder / f"{case}_{len(images):04d}{file_ending}", copy=True)
 
 
 def check_target(folder: Path, origin: Mapping[str, Any]) -> None:

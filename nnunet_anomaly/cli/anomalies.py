@@ -1,0 +1,498 @@
+"""``nnunet-anomaly anomalies``: error maps and label maps in, anomaly masks and their volumes out.
+
+The output folder holds ``<case>.nii.gz`` (1 where abnormal), ``volumes.csv``, ``threshold.json`` (to be used again with
+``--threshold-file``), and, so that a killed run goes on where it was, ``cases/`` and ``calibration/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nnunet_anomaly import dataset_roles
+from nnunet_anomaly.cli.output import print_failures
+from nnunet_anomaly.errors import InputError, LeakageError, SettingsError
+from nnunet_anomaly.files import (
+    Outcome,
+    find_dataset_folder,
+    is_up_to_date,
+    load_json,
+    made_from,
+    nnunet_folder,
+    run_cases,
+    save_json,
+    save_volume,
+    written_whole,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import SimpleITK as sitk
+
+    from nnunet_anomaly.error_maps.calibrate import ErrorHistogram, Threshold
+
+EXAMPLE = "nnunet-anomaly anomalies -i imagesTs -s predictions -o anomalies -d 201 --healthy-cases healthy.txt"
+
+ENDING = ".nii.gz"
+SIGMA_MM, ERODE_MM, FALSE_POSITIVE_RATE, MIN_VOLUME_MM3 = 1.0, 1.0, 0.01, 20.0
+COLUMNS = (
+    "case",
+    "bone",
+    "label",
+    "region_volume_mm3",
+    "n_components",
+    "volume_mm3",
+    "largest_component_mm3",
+    "mean_smoothed_error",
+    "max_smoothed_error",
+)
+
+
+class Case(NamedTuple):
+    """Files of one case."""
+
+    name: str
+    error_file: Path
+    label_file: Path
+
+
+class Region(NamedTuple):
+    """Where the error is looked at and how it is smoothed: equal for calibration and use."""
+
+    roi_labels: dict[str, int]
+    sigma_mm: float
+    erode_mm: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("-i", required=True, type=Path, metavar="DIR", help="nnU-Net input folder with error channel")
+    parser.add_argument("-s", required=True, type=Path, metavar="DIR", help="label maps predicted for these cases")
+    parser.add_argument("-o", required=True, type=Path, metavar="DIR", help="output folder")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-d", metavar="ID", help="dataset with error maps (such as 201): calibrate on its imagesTr")
+    source.add_argument("--threshold-file", type=Path, metavar="FILE", help="threshold.json of an earlier run")
+    parser.add_argument(
+        "--calibration-segmentations",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="label maps of the calibration cases, such as the fold_*/validation folders (default: labelsTr)",
+    )
+    parser.add_argument(
+        "--healthy-cases",
+        type=Path,
+        metavar="FILE",
+        help="lesion-free calibration cases, one name a line (default: all cases, by a robust quantile)",
+    )
+    parser.add_argument(
+        "--false-positive-rate",
+        type=float,
+        metavar="R",
+        help=f"share of lesion-free voxels allowed above the threshold (default: {FALSE_POSITIVE_RATE})",
+    )
+    parser.add_argument("--sigma-mm", type=float, metavar="MM", help=f"Gaussian smoothing (default: {SIGMA_MM})")
+    parser.add_argument(
+        "--erode-mm", type=float, metavar="MM", help=f"rim of each bone to leave out (default: {ERODE_MM})"
+    )
+    parser.add_argument(
+        "--min-volume-mm3",
+        type=float,
+        default=MIN_VOLUME_MM3,
+        metavar="MM3",
+        help="drop components smaller than this (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--roi-labels", type=int, nargs="+", metavar="LABEL", help="bones (default: as dataset.json says)"
+    )
+    parser.add_argument("--channel", type=int, help="number of the error channel (default: as dataset.json says)")
+    parser.add_argument(
+        "--allow-calibration-cases", action="store_true", help="also make masks of cases that set the threshold"
+    )
+    parser.add_argument("-np", type=int, default=3, metavar="N", help="processes (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate or load a threshold, make every mask that is not there yet, write the volumes."""
+    from nnunet_anomaly.error_maps.calibrate import Threshold
+
+    _check_arguments(args)
+    if args.threshold_file:
+        threshold = Threshold.load(args.threshold_file)
+        cases = _cases(args, threshold.channel if args.channel is None else args.channel)
+        _refuse_calibration_cases(cases, threshold.cases, args)
+    else:
+        dataset = find_dataset_folder(nnunet_folder("nnUNet_raw"), args.d)
+        channel, region = _from_dataset(dataset, args)
+        cases = _cases(args, channel)
+        calibration_cases = _calibration_cases(dataset, channel, args)
+        _refuse_calibration_cases(cases, [case.name for case in calibration_cases], args)
+        threshold = _calibrate(calibration_cases, channel, region, args)
+    threshold.save(args.o / "threshold.json")
+    (args.o / "volumes.csv").unlink(missing_ok=True)  # it belongs to the masks of this run, and comes last
+    arguments = [(case.name, (case, args.o, threshold, args.min_volume_mm3)) for case in cases]
+    outcome = run_cases(_make_mask, arguments, args.np, "Anomaly masks")
+    records = {case.name: load_json(_record(args.o, case.name)) for case in cases if case.name not in outcome.failed}
+    _write_volumes([row for record in records.values() for row in record["rows"]], args.o / "volumes.csv")
+    _report(outcome, records, args.o, threshold)
+    return outcome.exit_code
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if args.threshold_file:
+        named = {
+            "--calibration-segmentations": args.calibration_segmentations,
+            "--healthy-cases": args.healthy_cases,
+            "--false-positive-rate": args.false_positive_rate,
+            "--sigma-mm": args.sigma_mm,
+            "--erode-mm": args.erode_mm,
+            "--roi-labels": args.roi_labels,
+        }
+        unwanted = [name for name, value in named.items() if value is not None]
+        if unwanted:
+            raise SettingsError(
+                f"{', '.join(unwanted)} cannot be given with --threshold-file: the threshold holds for the settings "
+                "it was calibrated with, which are in the file. Leave them out, or calibrate again with -d."
+            )
+    for name in ("sigma_mm", "erode_mm", "min_volume_mm3"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise SettingsError(f"--{name.replace('_', '-')} is {value}; it has to be a number of at least 0.")
+    rate = args.false_positive_rate
+    if rate is not None and not 0 < rate < 1:
+        raise SettingsError(f"--false-positive-rate is {rate}; it has to lie between 0 and 1.")
+    for folder in (args.i, args.s):
+        if args.o.resolve() == folder.resolve():
+            raise InputError(f"-o {args.o} is an input folder; the masks would replace its files. Choose another.")
+
+
+# --- what to look at -------------------------------------------------------------------------------------------------
+
+
+def _from_dataset(dataset: Path, args: argparse.Namespace) -> tuple[int, Region]:
+    """Error channel and region as dataset.json of the derived dataset says, unless options say otherwise."""
+    path = dataset / "dataset.json"
+    content = load_json(path)
+    channel = args.channel
+    if channel is None:
+        channels = dataset_roles.error_channels(content)
+        if len(channels) != 1:
+            raise InputError(
+                f"{path} names {len(channels)} error channels in anomaly.channel_roles, not one. Is it a dataset made "
+                "by 'nnunet-anomaly error-maps'? Otherwise give --channel."
+            )
+        channel = channels[0]
+    names = {label: name for name, label in content["labels"].items() if isinstance(label, int)}
+    labels = args.roi_labels or dataset_roles.roi_labels(content)
+    known = set(_flat(content["labels"].values())) - {0}
+    if not set(labels) <= known:
+        raise SettingsError(
+            f"--roi-labels {sorted(set(labels) - known)} not among the labels {sorted(known)} of {path}."
+        )
+    roi_labels = {names.get(label, f"label_{label}"): label for label in sorted(set(labels))}
+    print(f"Region of interest: {', '.join(f'{name} ({label})' for name, label in roi_labels.items())}.")
+    sigma_mm = SIGMA_MM if args.sigma_mm is None else args.sigma_mm
+    return channel, Region(roi_labels, sigma_mm, ERODE_MM if args.erode_mm is None else args.erode_mm)
+
+
+def _flat(values: Iterable[int | list[int]]) -> list[int]:
+    return [label for value in values for label in ([value] if isinstance(value, int) else value)]
+
+
+# --- which files -----------------------------------------------------------------------------------------------------
+
+
+def _error_files(folder: Path, channel: int) -> dict[str, Path]:
+    """Case name and error map of every case in an nnU-Net image folder.
+
+    Raises:
+        InputError: the folder is missing or has no such channel, or a case has two files for it.
+    """
+    from nnunet_anomaly.label_maps import files_by_case
+
+    found = files_by_case(folder, channel)
+    if not found:
+        raise InputError(
+            f"{folder} has no error maps: no image is named <case>_{channel:04d}. Make them with 'nnunet-anomaly "
+            "error-maps', or name the error channel with --channel."
+        )
+    return found
+
+
+def _label_files(folders: Sequence[Path]) -> dict[str, Path]:
+    """Label maps of several folders by case.
+
+    Raises:
+        InputError: a folder is missing, or a case has more than one label map.
+    """
+    from nnunet_anomaly.label_maps import files_by_case
+
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for name, path in files_by_case(folder).items():
+            if name in found:
+                raise InputError(f"There is more than one label map of {name}: {found[name]} and {path}. Leave one.")
+            found[name] = path
+    return found
+
+
+def _pair(error_files: Mapping[str, Path], label_files: Mapping[str, Path], folders: Sequence[Path]) -> list[Case]:
+    """Every error map with its label map.
+
+    Raises:
+        InputError: a label map is missing.
+    """
+    missing = [name for name in error_files if name not in label_files]
+    if missing:
+        raise InputError(f"No label map in {', '.join(map(str, folders))} for: {', '.join(missing)}.")
+    return [Case(name, path, label_files[name]) for name, path in error_files.items()]
+
+
+def _calibration_cases(dataset: Path, channel: int, args: argparse.Namespace) -> list[Case]:
+    """The cases that set the threshold: those listed as lesion-free, else all that have a label map."""
+    error_files = _error_files(dataset / "imagesTr", channel)
+    folders = args.calibration_segmentations or [dataset / "labelsTr"]
+    if not args.calibration_segmentations:
+        print(
+            "Bones of the calibration cases: reference labels (labelsTr). Give --calibration-segmentations to "
+            "calibrate in the bones that the segmentation network found."
+        )
+    label_files = _label_files(folders)
+    if args.healthy_cases:
+        names = _read_names(args.healthy_cases)
+        unknown = [name for name in names if name not in error_files]
+        if unknown:
+            raise InputError(
+                f"{args.healthy_cases} lists cases that have no error map in {dataset / 'imagesTr'}: "
+                f"{', '.join(unknown)}."
+            )
+        return _pair({name: error_files[name] for name in names}, label_files, folders)
+    without = [name for name in error_files if name not in label_files]
+    if 0 < len(without) < len(error_files):
+        print(f"Not used for calibration, as they have no label map: {', '.join(without)}.")
+        error_files = {name: path for name, path in error_files.items() if name not in without}
+    return _pair(error_files, label_files, folders)
+
+
+def _read_names(path: Path) -> list[str]:
+    """Case names, one a line; empty lines and what follows a # do not count."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}. It should hold one case name a line.") from None
+    names = list(dict.fromkeys(name for line in lines if (name := line.split("#")[0].strip())))
+    if not names:
+        raise InputError(f"{path} lists no case. Put one case name on a line, or leave --healthy-cases out.")
+    return names
+
+
+def _cases(args: argparse.Namespace, channel: int) -> list[Case]:
+    """The cases to make masks of; refuses an output folder with masks of others, which would be mixed up with them."""
+    cases = _pair(_error_files(args.i, channel), _label_files([args.s]), [args.s])
+    ours = {f"{case.name}{ENDING}" for case in cases}
+    present = [path.name for path in args.o.glob(f"*{ENDING}")] if args.o.is_dir() else []
+    others = sorted(name for name in present if name not in ours and not name.startswith("."))
+    if others:
+        raise InputError(
+            f"-o {args.o} already holds files of other cases ({', '.join(others[:5])}{', ...' if others[5:] else ''}). "
+            "Choose another folder."
+        )
+    return cases
+
+
+def _refuse_calibration_cases(cases: Sequence[Case], calibration: Iterable[str], args: argparse.Namespace) -> None:
+    both = sorted({case.name for case in cases} & set(calibration))
+    if both and not args.allow_calibration_cases:
+        raise LeakageError(
+            f"The threshold comes from cases that it would be used on: {', '.join(both)}. Take them out of "
+            f"{args.i}, or say --allow-calibration-cases if no figure is to be drawn from them."
+        )
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def _calibrate(cases: list[Case], channel: int, region: Region, args: argparse.Namespace) -> Threshold:
+    """Histogram of every calibration case (kept in the output folder, so that it is made once), then the threshold."""
+    import numpy as np
+
+    from nnunet_anomaly.error_maps import calibrate
+
+    folder = args.o / "calibration"
+    jobs = [(case.name, (case, folder, region)) for case in cases]
+    outcome = run_cases(_make_histogram, jobs, args.np, "Calibration")
+    if outcome.failed:
+        raise InputError(
+            "There is no threshold without these calibration cases:\n"
+            + "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
+            + "\nMend them, or leave them out by --healthy-cases; the others are not computed again."
+        )
+    histograms = {case.name: _load_histogram(folder / f"{case.name}.npz") for case in cases}
+    empty = [name for name, histogram in histograms.items() if not histogram.n_voxels]
+    if empty:
+        print(f"No voxel inside the region of interest, so not used for calibration: {', '.join(empty)}.")
+    rate = FALSE_POSITIVE_RATE if args.false_positive_rate is None else args.false_positive_rate
+    healthy = args.healthy_cases is not None
+    find = calibrate.threshold_at_false_positive_rate if healthy else calibrate.robust_threshold
+    value = find(histograms, rate)
+    used = {name: histogram for name, histogram in histograms.items() if histogram.n_voxels}
+    spacings = [load_json(folder / f"{name}.json")["spacing_mm"] for name in used]
+    threshold = calibrate.Threshold(
+        value=value,
+        rate=rate,
+        method=calibrate.FROM_LESION_FREE_CASES if healthy else calibrate.FROM_ALL_CASES,
+        cases=list(used),
+        n_voxels=sum(histogram.n_voxels for histogram in used.values()),
+        spacing_mm=np.median(spacings, axis=0).tolist(),
+        sigma_mm=region.sigma_mm,
+        erode_mm=region.erode_mm,
+        roi_labels=region.roi_labels,
+        channel=channel,
+    )
+    _describe(threshold, used)
+    return threshold
+
+
+def _describe(threshold: Threshold, histograms: dict[str, ErrorHistogram]) -> None:
+    """Print where the threshold comes from, and how unequal the cases are."""
+    from nnunet_anomaly.error_maps.calibrate import FROM_LESION_FREE_CASES
+
+    n_cases, percent = len(threshold.cases), f"{100 * threshold.rate:g} %"
+    if threshold.method == FROM_LESION_FREE_CASES:
+        print(
+            f"Threshold {threshold.value:.4g}: at most {percent} of {threshold.n_voxels} voxels of {n_cases} "
+            "lesion-free cases lie above it."
+        )
+    else:
+        print(
+            f"Threshold {threshold.value:.4g}: no --healthy-cases given, so it is the median over all {n_cases} "
+            f"calibration cases of the error that {percent} of a case's voxels exceed. It bears lesions in less than "
+            "half of the cases; lesions in more of them make it too high."
+        )
+    shares = {name: histogram.share_above(threshold.value) for name, histogram in histograms.items()}
+    lowest, highest = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
+    print(
+        f"Voxels above it by case: from {100 * shares[lowest]:.2g} % ({lowest}) to {100 * shares[highest]:.2g} % "
+        f"({highest})."
+    )
+
+
+def _make_histogram(case: Case, folder: Path, region: Region) -> bool:
+    """Worker: histogram of one calibration case, then its record; False when both are there already."""
+    import numpy as np
+
+    from nnunet_anomaly.error_maps.calibrate import ErrorHistogram
+    from nnunet_anomaly.label_maps import spacing_zyx_mm
+
+    target, record = folder / f"{case.name}.npz", folder / f"{case.name}.json"
+    source = made_from([case.error_file, case.label_file], region._asdict())
+    if target.exists() and is_up_to_date(record, source):
+        return False
+    record.unlink(missing_ok=True)
+    smoothed, inside, image = _look_inside(case, region)
+    histogram = ErrorHistogram.of(smoothed[inside > 0])
+    with written_whole(target) as temporary:
+        np.savez_compressed(temporary, bins=histogram.bins, counts=histogram.counts)
+    save_json({"made_from": source, "spacing_mm": spacing_zyx_mm(image)}, record)
+    return True
+
+
+def _load_histogram(path: Path) -> ErrorHistogram:
+    import numpy as np
+
+    from nnunet_anomaly.error_maps.calibrate import ErrorHistogram
+
+    with np.load(path, allow_pickle=False) as content:
+        return ErrorHistogram(content["bins"], content["counts"])
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def _look_inside(case: Case, region: Region) -> tuple[np.ndarray, np.ndarray, sitk.Image]:
+    """Smoothed error and region of one case, and the image that carries the geometry."""
+    import SimpleITK as sitk
+
+    from nnunet_anomaly.error_maps.calibrate import smoothed_error_inside
+    from nnunet_anomaly.files import read_image
+    from nnunet_anomaly.label_maps import check_same_grid, read_label_map, spacing_zyx_mm
+
+    image = read_image(case.error_file)
+    labels, label_image = read_label_map(case.label_file)
+    check_same_grid(image, case.error_file, label_image, case.label_file)
+    try:
+        smoothed, inside = smoothed_error_inside(
+            sitk.GetArrayFromImage(image),
+            labels,
+            spacing_zyx_mm(image),
+            region.roi_labels.values(),
+            sigma_mm=region.sigma_mm,
+            erode_mm=region.erode_mm,
+        )
+    except InputError as problem:
+        raise InputError(f"{case.error_file}: {problem}") from None
+    return smoothed, inside, image
+
+
+def _record(output: Path, name: str) -> Path:
+    return output / "cases" / f"{name}.json"
+
+
+def _make_mask(case: Case, output: Path, threshold: Threshold, min_volume_mm3: float) -> bool:
+    """Worker: mask of one case, then its record, which says that it is finished; False when both are there."""
+    import numpy as np
+
+    from nnunet_anomaly.error_maps.calibrate import anomaly_mask, anomaly_volumes
+    from nnunet_anomaly.label_maps import spacing_zyx_mm
+
+    target, record = output / f"{case.name}{ENDING}", _record(output, case.name)
+    region = Region(threshold.roi_labels, threshold.sigma_mm, threshold.erode_mm)
+    settings = {"threshold": threshold.value, "min_volume_mm3": min_volume_mm3, **region._asdict()}
+    source = made_from([case.error_file, case.label_file], settings)
+    if target.exists() and is_up_to_date(record, source):
+        return False
+    # a mask made in another way must not outlive a failure of this one
+    record.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
+    smoothed, inside, image = _look_inside(case, region)
+    spacing_mm = spacing_zyx_mm(image)
+    mask = anomaly_mask(smoothed, inside, spacing_mm, threshold.value, min_volume_mm3=min_volume_mm3)
+    rows = anomaly_volumes(mask, smoothed, inside, spacing_mm, threshold.roi_labels)
+    save_volume(mask.astype(np.uint8), target, image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    rows = [{"case": case.name, **row} for row in rows]
+    save_json({"made_from": source, "spacing_mm": spacing_mm, "rows": rows}, record)
+    return True
+
+
+def _write_volumes(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """CSV, a row per case and bone; the mean and highest error of a bone without anomaly stay empty."""
+    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def _report(outcome: Outcome, records: Mapping[str, Any], output: Path, threshold: Threshold) -> None:
+    """Say what was done, and name the cases of which a user should know something."""
+    abnormal = [name for name, record in records.items() if any(row["n_components"] for row in record["rows"])]
+    print(f"{len(records)} masks in {output} ({len(outcome.skipped)} were there already), {len(abnormal)} not empty.")
+    bare = [name for name, record in records.items() if not any(row["region_volume_mm3"] for row in record["rows"])]
+    if bare:
+        print(f"No region of interest in the label map, so the mask is empty: {', '.join(bare)}.")
+    other = [name for name, record in records.items() if not _similar(record["spacing_mm"], threshold.spacing_mm)]
+    if other:
+        print(
+            f"Voxel size differs by more than 20 % from the calibration cases' {threshold.spacing_mm} mm, so noise is "
+            f"smoothed otherwise and the rate may not hold: {', '.join(other)}."
+        )
+    print_failures(outcome)
+
+
+def _similar(spacing_mm: Sequence[float], other_mm: Sequence[float]) -> bool:
+    ratios = [ours / theirs for ours, theirs in zip(spacing_mm, other_mm, strict=False)]
+    return len(spacing_mm) == len(other_mm) and all(1 / 1.2 <= ratio <= 1.2 for ratio in ratios)

@@ -1,0 +1,158 @@
+"""Fixtures for all tests, and a closing line on what was left out for lack of real images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("nnUNet_def_n_proc", "1")  # read when nnU-Net is imported
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+DATA_VARIABLE = "NNUNET_ANOMALY_TEST_DATA"
+PLANS = "nnUNetAnomalyTinyPlans"
+
+
+@dataclass
+class Workspace:
+    """nnU-Net's three folders, and its commands run in them as a user would."""
+
+    root: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of a user of these folders."""
+        folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        return {**os.environ, **folders, "nnUNet_def_n_proc": "1"}
+
+    def run(self, *command: str, expect: int | None = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a console command of this environment; ``expect`` is its exit code, None for any but 0."""
+        program = str(Path(sys.executable).parent / command[0])
+        result = subprocess.run(
+            [program, *command[1:]], env={**self.environment, **variables}, capture_output=True, text=True
+        )
+        passed = result.returncode != 0 if expect is None else result.returncode == expect
+        assert passed, f"{' '.join(command)} gave {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+        return result
+
+    def train(self, dataset: int, configuration: str, fold: int, trainer: str, *more: str, plans: str = PLANS) -> str:
+        """``nnUNetv2_train`` on the CPU; returns what it printed."""
+        command = ["nnUNetv2_train", str(dataset), configuration, str(fold), "-tr", trainer, "-p", plans, *more]
+        return self.run(*command, "-device", "cpu", nnUNet_n_proc_DA="0").stdout
+
+
+def write_image(path: Path, array: np.ndarray, spacing_mm: tuple[float, ...] = (2.0, 1.5, 1.5)) -> None:
+    """Write an array (z, y, x) with spacing in the same order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing_mm[::-1])
+    image.SetOrigin((10.0, -20.0, 5.0))
+    sitk.WriteImage(image, str(path))
+
+
+def tiny_case(index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels, 16x24x24: a dark bone with texture (1) under bright cartilage (2), shifted by case."""
+    rng = np.random.default_rng(index)
+    z, y, x = np.meshgrid(np.arange(16), np.arange(24), np.arange(24), indexing="ij")
+    shift = rng.uniform(-1.5, 1.5, 3)
+    distance = np.sqrt(((z - 8 - shift[0]) / 6) ** 2 + ((y - 12 - shift[1]) / 8) ** 2 + ((x - 12 - shift[2]) / 8) ** 2)
+    labels = np.where(distance < 0.75, 1, np.where(distance < 1, 2, 0)).astype(np.uint8)
+    image = np.choose(labels, [100.0, 40.0, 200.0]) + rng.normal(0, 6, labels.shape)
+    return image.astype(np.float32), labels
+
+
+def write_tiny_dataset(folder: Path, cases: int = 6) -> None:
+    """A standard dataset of tiny cases with two folds."""
+    names = [f"case_{index:02d}" for index in range(cases)]
+    for index, name in enumerate(names):
+        image, labels = tiny_case(index)
+        write_image(folder / "imagesTr" / f"{name}_0000.nii.gz", image)
+        write_image(folder / "labelsTr" / f"{name}.nii.gz", labels)
+    description = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "bone": 1, "cartilage": 2},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "SimpleITKIO",
+        "anomaly": {"channel_roles": {"0": "image"}, "roi_labels": ["bone"]},
+    }
+    half = cases // 2
+    splits = [{"train": names[:half], "val": names[half:]}, {"train": names[half:], "val": names[:half]}]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A tiny dataset (101), planned and preprocessed by nnU-Net's own command."""
+    workspace = Workspace(tmp_path_factory.mktemp("planned"))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (workspace.root / name).mkdir()
+    write_tiny_dataset(workspace.root / "nnUNet_raw" / "Dataset101_Tiny")
+    configurations = ["3d_fullres", "2d", "3d_inpainting", "2d_inpainting"]
+    command = ["nnUNetv2_plan_and_preprocess", "-d", "101", "-pl", "nnUNetPlannerAnomalyTiny", "-c", *configurations]
+    workspace.run(*command, "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    return workspace
+
+
+@pytest.fixture
+def new_trainer(planned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
+    """Make a trainer of ours, or nnU-Net's, on the tiny dataset: in this process, two steps an epoch.
+
+    ``new_trainer(cls, configuration="3d_inpainting", fold=0, **settings)``; settings have ``__`` for their dot.
+    """
+    import torch
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+
+    from nnunet_anomaly.planners.anomaly import write_settings
+    from nnunet_anomaly.settings import AnomalySettings
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(name, str(planned.root / name))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
+
+    def make(cls, configuration="3d_inpainting", fold=0, dataset_json=None, plans=None, **settings):
+        folder = planned.root / "nnUNet_preprocessed" / "Dataset101_Tiny"
+        plans = plans or load_json(str(folder / f"{PLANS}.json"))
+        if settings:
+            values = {key.replace("__", "."): value for key, value in settings.items()}
+            write_settings(plans, AnomalySettings.from_plans(plans).with_values(values))
+        plans["continue_training"] = False
+        dataset_json = dataset_json or load_json(str(folder / "dataset.json"))
+        trainer = cls(plans, configuration, fold, dataset_json, torch.device("cpu"))
+        trainer.num_iterations_per_epoch = 2
+        trainer.num_val_iterations_per_epoch = 1
+        trainer.num_epochs = min(trainer.num_epochs, 2)
+        return trainer
+
+    yield make
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with the real images; a test that uses it is skipped where ``NNUNET_ANOMALY_TEST_DATA`` is not set."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        pytest.skip(f"set {DATA_VARIABLE} to the folder with the real test images")
+    if not Path(folder).is_dir():
+        pytest.fail(f"{DATA_VARIABLE}={folder} is not a folder", pytrace=False)
+    return Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped for lack of real images."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    number = sum(DATA_VARIABLE in str(report.longrepr) for report in skipped)
+    hint = f" (set {DATA_VARIABLE})" if number else ""
+    terminalreporter.write_line(f"skipped for lack of real data: {number}{hint}")
