@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
+import math
 import multiprocessing
 import os
 import shutil
+import struct
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunet_anomaly.errors import InputError, NnunetFolderError
+from nnunet_anomaly import __version__
+from nnunet_anomaly.errors import AnomalyError, InputError, NnunetFolderError
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+# What no other case would survive either: disk full, quota or file-size limit reached, file system read-only.
+FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def nnunet_folder(variable: str) -> Path:
@@ -115,6 +128,142 @@ def load_json(path: Path | str) -> Any:
         raise InputError(f"{path} is not readable as JSON: {error}") from error
 
 
+def save_volume(
+    volume: np.ndarray,
+    path: Path | str,
+    spacing_mm_xyz: Sequence[float],
+    origin_mm: Sequence[float],
+    direction: Sequence[float],
+) -> None:
+    """Write an array (z, y, x) as a compressed image, whole; the geometry is in SimpleITK's order (x, y, z)."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing([float(size) for size in spacing_mm_xyz])
+    image.SetOrigin([float(value) for value in origin_mm])
+    image.SetDirection([float(value) for value in direction])
+    write_image(image, path)
+
+
+def write_image(image: sitk.Image, path: Path | str) -> None:
+    """Write an image, compressed, whole, and check of a NIfTI file (``.nii.gz``, ``.nii``) that all of it arrived.
+
+    ITK's NIfTI writer reports no error when the disk is full, and its reader none when a file is cut off: without
+    this check a truncated image would take the place of a whole one.
+
+    Raises:
+        OSError: the disk is full, or the file could not be written for another reason.
+    """
+    import SimpleITK as sitk
+
+    with written_whole(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), True)
+        except RuntimeError as error:
+            raise OSError(_why_not_written(temporary.parent), f"not written: {error}", str(path)) from error
+        if _is_nifti(temporary) and not _is_whole_nifti(temporary):
+            raise OSError(_why_not_written(temporary.parent), "not written whole; is the disk full?", str(path))
+
+
+def read_image(path: Path | str) -> sitk.Image:
+    """Read an image and check of a NIfTI file that none of it is missing (see ``write_image``), NaN or infinite.
+
+    ITK reads NaN and infinity in a NIfTI file as 0 without a word; in other formats they come back as they are.
+
+    Raises:
+        InputError: the file is missing, damaged, cut off, not an image, or a NIfTI file with NaN or infinity.
+    """
+    import SimpleITK as sitk
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{path} is not readable as an image ({reason}). Fetch this file again.") from error
+    if _is_nifti(path) and not _is_whole_nifti(path):
+        raise InputError(f"{path} is cut off or damaged: its voxels are not all there. Fetch this file again.")
+    if _is_nifti(path) and not _is_finite_nifti(path):
+        raise InputError(f"{path} holds NaN or infinity, which would be read as 0. Replace them in the file.")
+    return image
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.endswith((".nii", ".nii.gz"))
+
+
+def _is_whole_nifti(path: Path) -> bool:
+    """Whether a single-file NIfTI holds as many bytes (once decompressed) as its header announces."""
+    size, header = 0, b""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as handle:
+            while block := handle.read(1 << 20):
+                header = header or block
+                size += len(block)
+    except (EOFError, OSError, zlib.error):
+        return False
+    return len(header) >= 348 and size >= _announced_bytes(header)
+
+
+def _is_finite_nifti(path: Path) -> bool:
+    """Whether a whole single-file NIfTI of floating-point numbers holds no NaN and no infinity; integers never do."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as handle:
+        header = handle.read(540)
+        order = "<" if int.from_bytes(header[:4], "little") in (348, 540) else ">"
+        is_second_version = struct.unpack_from(f"{order}i", header)[0] == 540
+        kind = struct.unpack_from(f"{order}h", header, 12 if is_second_version else 70)[0]
+        dtype = {16: f"{order}f4", 64: f"{order}f8"}.get(kind)
+        if dtype is None:
+            return True
+        offset = struct.unpack_from(*((f"{order}q", header, 168) if is_second_version else (f"{order}f", header, 108)))
+        handle.seek(int(offset[0]))
+        while block := handle.read(1 << 20):
+            if not np.isfinite(np.frombuffer(block, dtype, count=len(block) // np.dtype(dtype).itemsize)).all():
+                return False
+    return True
+
+
+def _announced_bytes(header: bytes) -> int:
+    """Size of a NIfTI-1 or NIfTI-2 file by its header: where the voxels begin, and how many bits they take."""
+    order = "<" if int.from_bytes(header[:4], "little") in (348, 540) else ">"
+    if struct.unpack_from(f"{order}i", header)[0] == 540:
+        bits = struct.unpack_from(f"{order}h", header, 14)[0]
+        dimensions = struct.unpack_from(f"{order}8q", header, 16)
+        offset = struct.unpack_from(f"{order}q", header, 168)[0]
+    else:
+        bits = struct.unpack_from(f"{order}h", header, 72)[0]
+        dimensions = struct.unpack_from(f"{order}8h", header, 40)
+        offset = struct.unpack_from(f"{order}f", header, 108)[0]
+    return int(offset) + math.prod(dimensions[1 : 1 + dimensions[0]]) * bits // 8
+
+
+def _why_not_written(folder: Path) -> int:
+    """errno of a write that ITK did not explain, found by writing to the same folder once more."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as handle:
+            handle.write(bytes(1 << 20))
+            handle.flush()
+    except OSError as error:
+        return error.errno or errno.EIO
+    return errno.EIO
+
+
+def made_from(paths: Iterable[Path], settings: Any) -> Any:
+    """What a result is made from, as JSON gives it back: files (path, size, time of change), settings, our version.
+
+    Written beside the result it tells a later run whether the case is finished (``is_up_to_date``).
+    """
+    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    return json.loads(json.dumps({"version": __version__, "files": files, "settings": settings}))
+
+
+def is_up_to_date(record: Path, source: Any) -> bool:
+    """Whether a JSON record is there and its ``"made_from"`` equals ``source``; a result of something else is stale."""
+    return record.is_file() and load_json(record).get("made_from") == source
+
+
 def place(source: Path, target: Path, *, copy: bool) -> None:
     """Put ``source`` at ``target``: a relative symbolic link, or a copy; an existing target is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +291,18 @@ class Outcome:
         return 1 if self.failed else 0
 
 
+def _end_with_parent() -> None:
+    """Make this worker end when its parent is killed: a left-over worker would write into the next run's files."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def run_cases(
     function: Callable[..., Any],
     cases: Sequence[tuple[str, tuple[Any, ...]]],
@@ -155,6 +316,10 @@ def run_cases(
         cases: name and arguments of every case.
         num_processes: 1 or less runs in this process, more in a pool of spawned workers.
         description: text of the progress bar.
+
+    Raises:
+        OSError: the disk is full or read-only: no case after this one could succeed, so that the run stops.
+        AnomalyError: a worker process was ended from outside.
     """
     from tqdm import tqdm
 
@@ -166,6 +331,8 @@ def run_cases(
         except (KeyboardInterrupt, BrokenProcessPool):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in FATAL_ERRNOS:
+                raise
             outcome.failed[name] = f"{type(error).__name__}: {error}"
         else:
             (outcome.skipped if result is False else outcome.done).append(name)
@@ -177,11 +344,21 @@ def run_cases(
                 bar.update()
         else:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=context) as pool:
+            workers = min(num_processes, len(cases))
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
                 futures = {pool.submit(function, *arguments): name for name, arguments in cases}
-                for future in as_completed(futures):
-                    settle(futures[future], future.result)
-                    bar.update()
+                try:
+                    for future in as_completed(futures):
+                        settle(futures[future], future.result)
+                        bar.update()
+                except BrokenProcessPool as error:
+                    raise AnomalyError(
+                        "A worker process was ended from outside, most often for lack of memory. Finished cases are "
+                        "kept; run it again, with a smaller -np."
+                    ) from error
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
     order = {name: index for index, (name, _) in enumerate(cases)}
     outcome.done.sort(key=order.__getitem__)
     outcome.skipped.sort(key=order.__getitem__)

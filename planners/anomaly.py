@@ -92,7 +92,7 @@ class nnUNetPlannerAnomaly(ExperimentPlanner):
 
 
 class nnUNetPlannerAnomalyTiny(nnUNetPlannerAnomaly):
-    """The same with 8 base features and small patches: for trying things out on a CPU, not for results."""
+    """The same with small patches, 8 base features and one convolution a stage: to try things out on a CPU."""
 
     longest_axis_voxels = 40
 
@@ -101,3 +101,4 @@ class nnUNetPlannerAnomalyTiny(nnUNetPlannerAnomaly):
         super().__init__(*args, plans_name=plans_name, **kwargs)
         self.UNet_base_num_features = 8
         self.UNet_max_features_2d = self.UNet_max_features_3d = 64
+        self.UNet_blocks_per_stage_encoder = self.UNet_blocks_per_stage_decoder = (1,) * 14

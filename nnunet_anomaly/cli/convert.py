@@ -1,0 +1,56 @@
+"""``nnunet-anomaly convert FORMAT``: a release folder becomes a standard nnU-Net dataset.
+
+A format is a module of ``nnunet_anomaly.dataset_conversion`` with ``EXAMPLE``, ``add_arguments(parser)`` and
+``run(args) -> exit code``; only the chosen one is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+EXAMPLE = "nnunet-anomaly convert oai-zib /data/OAI-ZIB --oai-root /data/OAI/results/00m -d 101 -np 8"
+
+FORMATS = {
+    "oai-zib": ("oai_zib", "OAI-ZIB masks with the OAI's DESS images (DICOM)"),
+    "oaizib-cm": ("oaizib_cm", "OAIZIB-CM, CartiMorph's NIfTI release of OAI-ZIB with parted tibial cartilage"),
+    "uq-akoa": ("uq_akoa", "the University of Queensland's bone, cartilage and lesion labels of OAI images"),
+}
+
+
+class FormatParser(argparse.ArgumentParser):
+    """Parser of one format, which asks the format's module for its arguments when it is first used."""
+
+    def __init__(self, *args: Any, format_module: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.format_module: str | None = format_module
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Load the arguments, then parse as usual."""
+        if self.format_module is not None:
+            module = importlib.import_module(f"nnunet_anomaly.dataset_conversion.{self.format_module}")
+            self.format_module = None
+            self.epilog = f"Example:\n  {module.EXAMPLE}"
+            module.add_arguments(self)
+            self.set_defaults(convert=module.run)
+        return super().parse_known_args(args, namespace)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A subcommand for every format."""
+    formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=FormatParser)
+    for name, (module_name, summary) in FORMATS.items():
+        description = f"Convert {summary}."
+        formats.add_parser(
+            name,
+            help=summary,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            format_module=module_name,
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen format's converter."""
+    return args.convert(args)

@@ -1,0 +1,36 @@
+"""What several verbs print: tables, and the cases that failed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunet_anomaly.files import Outcome
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 2) -> None:
+    """Print a table, its first columns aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = [
+            cell.ljust(width) if column < left_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def mean_and_sd(summary: Mapping[str, Any], digits: int) -> str:
+    """``mean ± sd`` of a summary (see ``evaluation.cohort``), with the number of cases left out if there are any."""
+    if not summary["n"]:
+        return "-"
+    text = f"{summary['mean']:.{digits}f} ± {summary['sd']:.{digits}f}"
+    return f"{text} ({summary['n_undefined']} undefined)" if summary["n_undefined"] else text
+
+
+def print_failures(outcome: Outcome) -> None:
+    """Name every failed case, and why it failed, on the error stream."""
+    if outcome.failed:
+        print(f"{len(outcome.failed)} failed:", file=sys.stderr)
+    for name, reason in outcome.failed.items():
+        print(f"  {name}: {reason}", file=sys.stderr)

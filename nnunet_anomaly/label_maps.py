@@ -1,0 +1,175 @@
+"""Label maps: which arrays are ones, reading them from files, and whether two files lie on the same grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnunet_anomaly.errors import GeometryError, InputError, LabelError
+from nnunet_anomaly.files import read_image
+from nnunet_anomaly.geometry import bounding_box
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+LARGEST_LABEL = np.iinfo(np.uint16).max
+
+
+def as_label_map(array: np.ndarray, name: str = "label map") -> np.ndarray:
+    """Check a label map and give it in the smallest unsigned dtype that holds it; the input is never changed.
+
+    Args:
+        array: bool or integers of any width and byte order, 2-D or 3-D, any memory layout; may be empty.
+        name: how messages call it.
+
+    Returns:
+        uint8 or uint16 array of the same shape, often a view of ``array``: do not write to it.
+
+    Raises:
+        LabelError: not bool or integers, not 2-D or 3-D, a negative label, or one above 65535.
+    """
+    array = np.asarray(array)
+    if array.ndim not in (2, 3):
+        raise LabelError(f"The {name} has {array.ndim} axes; it must be 2-D or 3-D.")
+    if array.dtype == bool:
+        return array.view(np.uint8)
+    if array.dtype.kind not in "iu":
+        raise LabelError(f"The {name} holds {array.dtype} values; labels must be integers.")
+    if array.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        return array
+    lowest, highest = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if lowest < 0 or highest > LARGEST_LABEL:
+        raise LabelError(f"The {name} holds labels from {lowest} to {highest}; they must lie in 0 to {LARGEST_LABEL}.")
+    return array.astype(np.uint8 if highest < 256 else np.uint16)
+
+
+def check_pair(reference: np.ndarray, prediction: np.ndarray, spacing_mm: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """``as_label_map`` of both, after a check that their shapes agree, and with the number of spacings if given.
+
+    Raises:
+        GeometryError: shapes differ, or the spacing is not one positive number per axis.
+        LabelError: see ``as_label_map``.
+    """
+    if np.shape(reference) != np.shape(prediction):
+        raise GeometryError(
+            f"The reference has shape {np.shape(reference)}, the prediction {np.shape(prediction)}; both must lie on "
+            "the same grid."
+        )
+    if spacing_mm is not None:
+        check_spacing(spacing_mm, np.ndim(reference))
+    return as_label_map(reference, "reference"), as_label_map(prediction, "prediction")
+
+
+def check_spacing(spacing_mm: Any, number_of_axes: int) -> None:
+    """Raise a ``GeometryError`` unless there is one positive, finite voxel size per axis."""
+    sizes_mm = np.asarray(spacing_mm, dtype=float)
+    if sizes_mm.shape != (number_of_axes,) or not np.isfinite(sizes_mm).all() or (sizes_mm <= 0).any():
+        raise GeometryError(f"spacing_mm is {spacing_mm}; it must be one positive number for {number_of_axes} axes.")
+
+
+def check_labels(labels: Iterable[int]) -> None:
+    """Raise a ``LabelError`` for a label that is not in 1 to 65535; 0 is the background."""
+    wrong = [label for label in labels if not 1 <= label <= LARGEST_LABEL]
+    if wrong:
+        raise LabelError(f"{wrong} are not labels of structures; these are 1 to {LARGEST_LABEL}, 0 is the background.")
+
+
+def common_box(reference: np.ndarray, prediction: np.ndarray) -> tuple[slice, ...] | None:
+    """Smallest box around everything that is not background in one of two arrays; None when all is background."""
+    boxes = [box for box in (bounding_box(reference != 0), bounding_box(prediction != 0)) if box is not None]
+    if not boxes:
+        return None
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+
+
+def case_name(path: Path) -> str:
+    """File name without its image ending (``case.nii.gz`` is ``case``).
+
+    Raises:
+        InputError: the ending is none of ``ENDINGS``.
+    """
+    for ending in ENDINGS:
+        if path.name.endswith(ending):
+            return path.name.removesuffix(ending)
+    raise InputError(f"{path} is none of {', '.join(ENDINGS)}.")
+
+
+def files_by_case(folder: Path, channel: int | None = None) -> dict[str, Path]:
+    """Image files of a folder by case name, sorted.
+
+    Args:
+        folder: hidden files and files of other kinds are left out.
+        channel: take ``<case>_0001.nii.gz`` (here 1) instead of ``<case>.nii.gz``; others are left out.
+
+    Raises:
+        InputError: the folder does not exist, or a case has two files.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder.")
+    suffix = "" if channel is None else f"_{channel:04d}"
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.endswith(ENDINGS) or not case_name(path).endswith(suffix):
+            continue
+        name = case_name(path).removesuffix(suffix)
+        if name in found:
+            raise InputError(f"{folder} holds the case '{name}' twice: {found[name].name} and {path.name}.")
+        found[name] = path
+    return found
+
+
+def read_label_map(path: Path) -> tuple[np.ndarray, sitk.Image]:
+    """Read a label map: its array (z, y, x) of integers, and the image that carries the geometry.
+
+    Files of floating-point type are taken when every value is a whole number, as some tools write labels so.
+
+    Raises:
+        InputError: the file is missing or damaged.
+        LabelError: values that are not whole numbers, negative, or above 65535.
+    """
+    import SimpleITK as sitk
+
+    image = read_image(path)
+    array = sitk.GetArrayFromImage(image)
+    if array.dtype.kind == "f":
+        # NaN and infinity fail here as well
+        if not np.array_equal(array, np.rint(array)) or not np.isfinite(array).all():
+            raise LabelError(f"{path} holds values that are not whole numbers; is it a label map?")
+        array = array.astype(np.int64)
+    try:
+        compact = as_label_map(array)
+    except LabelError as error:
+        raise LabelError(f"{path}: {error}") from None
+    # integers keep the dtype of their file
+    return (compact if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64) else array), image
+
+
+def spacing_zyx_mm(image: sitk.Image) -> tuple[float, ...]:
+    """Voxel size in the order of array axes (z, y, x)."""
+    return tuple(float(size) for size in image.GetSpacing()[::-1])
+
+
+def check_same_grid(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) -> None:
+    """Raise a ``GeometryError`` that names every difference in size, spacing, origin or direction.
+
+    Spacing and direction may differ by 1e-3, the origin by 1e-2 mm: header formats round.
+    """
+    differences = []
+    for what, ours, theirs, tolerance in (
+        ("size", image.GetSize(), other.GetSize(), 0.0),
+        ("spacing", image.GetSpacing(), other.GetSpacing(), 1e-3),
+        ("origin", image.GetOrigin(), other.GetOrigin(), 1e-2),
+        ("direction", image.GetDirection(), other.GetDirection(), 1e-3),
+    ):
+        if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=0, atol=tolerance):
+            differences.append(f"{what} {_rounded(ours)} against {_rounded(theirs)}")
+    if differences:
+        raise GeometryError(f"{path} and {other_path} do not lie on the same grid: {'; '.join(differences)} (x, y, z).")
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)

@@ -1,0 +1,162 @@
+"""Thin runner: applies steps, given as JSON, to every label map of a folder and records what they did."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_anomaly import __version__
+from nnunet_anomaly.errors import InputError, LabelError, SettingsError
+from nnunet_anomaly.files import (
+    Outcome,
+    is_up_to_date,
+    load_json,
+    made_from,
+    place,
+    run_cases,
+    save_json,
+    write_image,
+)
+from nnunet_anomaly.label_maps import files_by_case, read_label_map, spacing_zyx_mm
+from nnunet_anomaly.postprocessing.components import keep_components_with_record
+
+# A step takes a label map, its spacing in mm and its settings by name; it gives the new label map and, as JSON, what it
+# did.
+Step = Callable[..., tuple[np.ndarray, dict[str, Any]]]
+STEPS: dict[str, Step] = {"keep_components": keep_components_with_record}
+
+RECORDS = "postprocessing"
+# what tells later commands the names of the labels
+COMPANIONS = ("dataset.json", "plans.json")
+
+
+def check_steps(steps: Any) -> list[dict[str, Any]]:
+    """Check a list of steps before any work: ``[{"step": "keep_components", "min_share_of_largest": 0.2}, ...]``.
+
+    Raises:
+        SettingsError: not such a list, an unknown step or setting (the nearest one is named), or a wrong value.
+    """
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, Mapping) for step in steps):
+        raise SettingsError('Steps must be a list of at least one entry such as {"step": "keep_components"}.')
+    for entry in steps:
+        settings = dict(entry)
+        name = settings.pop("step", None)
+        if name not in STEPS:
+            raise SettingsError(f"{name!r} is not a step.{_nearest(str(name), STEPS)}")
+        parameters = inspect.signature(STEPS[name]).parameters.values()
+        known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        for key in settings:
+            if key not in known:
+                raise SettingsError(f"'{key}' is not a setting of {name}.{_nearest(key, known)}")
+        try:
+            # an empty label map meets all checks of the settings and costs nothing
+            STEPS[name](np.zeros((1, 1, 1), dtype=np.uint8), (1.0, 1.0, 1.0), **settings)
+        except (LabelError, TypeError) as error:
+            raise SettingsError(f"{name}: {error}") from error
+    return [dict(entry) for entry in steps]
+
+
+def apply_steps(
+    label_map: np.ndarray, spacing_mm: Sequence[float], steps: Sequence[Mapping[str, Any]]
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Apply checked steps one after the other.
+
+    Args:
+        label_map: 2-D or 3-D integers; never changed.
+        spacing_mm: voxel size along every axis.
+        steps: see ``check_steps``.
+
+    Returns:
+        The new label map (same shape and dtype), and what each step did.
+    """
+    records = []
+    for entry in steps:
+        settings = {key: value for key, value in entry.items() if key != "step"}
+        label_map, record = STEPS[entry["step"]](label_map, spacing_mm, **settings)
+        records.append({**entry, "labels_found": record})
+    return label_map, records
+
+
+def postprocess_folder(
+    input_folder: Path, output_folder: Path, steps: Sequence[Mapping[str, Any]], num_processes: int = 1
+) -> Outcome:
+    """Apply steps to every label map of a folder; cases that are finished with the same steps are not repeated.
+
+    Writes the label maps under their names and in their dtype, what was done to each of them to
+    ``postprocessing/<case>.json``, the sum over all cases to ``postprocessing.json``, and copies of dataset.json and
+    plans.json where there are any.
+
+    Args:
+        input_folder: label maps (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``).
+        output_folder: another folder.
+        steps: see ``check_steps``.
+        num_processes: cases at a time; the result does not depend on it.
+
+    Raises:
+        InputError: there is no label map, or both folders are the same.
+        SettingsError: see ``check_steps``.
+    """
+    steps = check_steps(list(steps))
+    if input_folder.resolve() == output_folder.resolve():
+        raise InputError(f"{input_folder} is input and output; name another output folder, so that nothing is lost.")
+    files = files_by_case(input_folder)
+    if not files:
+        raise InputError(f"{input_folder} holds no label map (.nii.gz, .nii, .nrrd, .mha).")
+    for name in COMPANIONS:
+        if (input_folder / name).is_file():
+            place(input_folder / name, output_folder / name, copy=True)
+    work = [
+        (case, (path, output_folder / path.name, output_folder / RECORDS / f"{case}.json", steps))
+        for case, path in files.items()
+    ]
+    outcome = run_cases(_postprocess_file, work, num_processes, "postprocess")
+    finished = [case for case in files if case not in outcome.failed]
+    records = [load_json(output_folder / RECORDS / f"{case}.json")["steps"] for case in finished]
+    summary = {"version": __version__, "steps": steps, "cases": len(finished), "removed": _sum_up(records, len(steps))}
+    save_json({**summary, "failed": outcome.failed}, output_folder / f"{RECORDS}.json")
+    return outcome
+
+
+def _postprocess_file(source_file: Path, target: Path, record: Path, steps: list[dict[str, Any]]) -> bool:
+    """Worker: one case; False when it is finished already."""
+    import SimpleITK as sitk
+
+    source = made_from([source_file], steps)
+    if target.is_file() and is_up_to_date(record, source):
+        return False
+    label_map, image = read_label_map(source_file)
+    cleaned, records = apply_steps(label_map, spacing_zyx_mm(image), steps)
+    result = sitk.GetImageFromArray(cleaned)
+    result.CopyInformation(image)
+    # a record that is there while its label map is not yet would be taken for a finished case
+    record.unlink(missing_ok=True)
+    write_image(result, target)
+    save_json({"made_from": source, "steps": records}, record)
+    return True
+
+
+def _sum_up(records: Sequence[Sequence[Mapping[str, Any]]], number_of_steps: int) -> list[dict[str, Any]]:
+    """For every step: by label, the sum over cases of what was removed, and in how many cases something was."""
+    totals = []
+    for index in range(number_of_steps):
+        by_label: dict[str, Counter[str]] = {}
+        for steps in records:
+            for label, counts in steps[index]["labels_found"].items():
+                removed = {key: value for key, value in counts.items() if key.startswith("removed_")}
+                changed = {"changed_cases": int(any(removed.values()))}
+                total = by_label.setdefault(label, Counter())
+                total.update(removed)
+                total.update(changed)
+        totals.append({label: dict(total) for label, total in sorted(by_label.items(), key=lambda item: int(item[0]))})
+    return totals
+
+
+def _nearest(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{matches[0]}'?" if matches else f" There are: {', '.join(known)}."

@@ -1,0 +1,156 @@
+"""Average precision and best Dice against scikit-learn and against trying every threshold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from nnunet_anomaly.errors import GeometryError, InputError, LabelError
+from nnunet_anomaly.evaluation.anomaly import (
+    average_precision,
+    best_dice,
+    count_at_least,
+    curve_from_counts,
+    detection_curve,
+    merge_lesion_scores,
+    split_scores,
+    standardised_intensity,
+)
+
+SIZE = 40
+# few distinct values make ties, many make none
+SCORES = st.one_of(
+    arrays.arrays(np.float32, SIZE, elements=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])),
+    arrays.arrays(np.float64, SIZE, elements=st.floats(-5, 5)),
+    arrays.arrays(np.int16, SIZE, elements=st.integers(-3, 3)),
+)
+TRUTH = arrays.arrays(bool, SIZE)
+
+
+def dice_by_trying_every_threshold(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    values = {}
+    for threshold in np.unique(scores):
+        found = scores >= threshold
+        values[float(threshold)] = 2 * np.count_nonzero(found & truth) / (found.sum() + truth.sum())
+    best = max(values.values())
+    return best, max(threshold for threshold, value in values.items() if value == best)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SCORES, TRUTH)
+def test_equal_to_scikit_learn_and_brute_force(scores, truth):
+    curve = detection_curve(scores, truth)
+    if not truth.any():
+        assert math.isnan(average_precision(curve)) and all(map(math.isnan, best_dice(curve)))
+        return
+    assert average_precision(curve) == pytest.approx(average_precision_score(truth, scores), rel=1e-12)
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    assert average_precision(curve) == pytest.approx(-np.sum(np.diff(recall) * precision[:-1]), rel=1e-12)
+    dice, threshold = best_dice(curve)
+    expected_dice, expected_threshold = dice_by_trying_every_threshold(scores, truth)
+    assert dice == pytest.approx(expected_dice, rel=1e-15)
+    assert threshold == expected_threshold
+
+
+@settings(max_examples=50, deadline=None)
+@given(SCORES, TRUTH, arrays.arrays(np.uint8, SIZE, elements=st.integers(0, 2)))
+def test_mask_leaves_out_all_other_voxels(scores, truth, mask):
+    inside = mask > 0
+    masked = detection_curve(scores, truth, mask)
+    cut_out = detection_curve(scores[inside], truth[inside])
+    assert (masked.lesion_voxels, masked.healthy_voxels) == (cut_out.lesion_voxels, cut_out.healthy_voxels)
+    np.testing.assert_array_equal(masked.thresholds, cut_out.thresholds)
+    np.testing.assert_array_equal(masked.true_positives, cut_out.true_positives)
+    np.testing.assert_array_equal(masked.false_positives, cut_out.false_positives)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(SCORES, TRUTH), min_size=1, max_size=4))
+def test_pooling_by_counts_equals_pooling_voxels(cases):
+    parts = [split_scores(*case) for case in cases]
+    thresholds, lesion_counts = merge_lesion_scores(
+        np.unique(lesion_scores, return_counts=True) for lesion_scores, _ in parts
+    )
+    false_positives = np.sum([count_at_least(healthy_scores, thresholds) for _, healthy_scores in parts], axis=0)
+    pooled = curve_from_counts(
+        thresholds, lesion_counts, false_positives, sum(healthy_scores.size for _, healthy_scores in parts)
+    )
+    together = detection_curve(*(np.concatenate([case[i] for case in cases]) for i in range(2)))
+    assert pooled.lesion_voxels == together.lesion_voxels
+    assert pooled.healthy_voxels == together.healthy_voxels
+    np.testing.assert_equal(average_precision(pooled), average_precision(together))
+    np.testing.assert_equal(best_dice(pooled), best_dice(together))
+
+
+def test_known_curve():
+    scores = np.array([0.9, 0.8, 0.7, 0.7, 0.1])
+    truth = np.array([1, 0, 1, 0, 0])
+    curve = detection_curve(scores, truth)
+    np.testing.assert_array_equal(curve.thresholds, [0.9, 0.7])
+    np.testing.assert_array_equal(curve.true_positives, [1, 2])
+    np.testing.assert_array_equal(curve.false_positives, [0, 2])
+    assert average_precision(curve) == 0.5 * 1 + 0.5 * 0.5
+    # 2/3 at both thresholds: the higher one, which marks fewer voxels, is taken
+    assert best_dice(curve) == (2 / 3, 0.9)
+
+
+def test_a_map_that_tells_nothing_reaches_the_prevalence():
+    truth = np.arange(100) < 7
+    assert average_precision(detection_curve(np.zeros(100), truth)) == 0.07
+
+
+def test_perfect_map_and_nothing_but_lesion():
+    truth = np.arange(10) < 3
+    assert average_precision(detection_curve(truth.astype(float), truth)) == 1
+    assert best_dice(detection_curve(truth.astype(float), truth)) == (1, 1)
+    everything = detection_curve(np.arange(10), np.ones(10, bool))
+    assert (average_precision(everything), best_dice(everything)) == (1, (1, 0))
+
+
+def test_empty_mask_and_empty_array():
+    for curve in (
+        detection_curve(np.ones((2, 3)), np.ones((2, 3), bool), np.zeros((2, 3), bool)),
+        detection_curve(np.zeros((0, 3)), np.zeros((0, 3), bool)),
+    ):
+        assert (curve.lesion_voxels, curve.healthy_voxels) == (0, 0)
+        assert math.isnan(average_precision(curve))
+        assert all(map(math.isnan, best_dice(curve)))
+    assert merge_lesion_scores([])[0].size == 0
+
+
+def test_bad_input_is_named():
+    truth = np.ones(4, dtype=bool)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(InputError, match="NaN or infinity"):
+            detection_curve(np.array([0, 1, bad, 2]), truth)
+    with pytest.raises(InputError, match="complex128"):
+        detection_curve(np.zeros(4, complex), truth)
+    with pytest.raises(GeometryError, match="lesion mask"):
+        detection_curve(np.zeros(5), truth)
+    with pytest.raises(LabelError, match="float64"):
+        detection_curve(np.zeros(4), truth, np.ones(4))
+
+
+def test_what_is_outside_the_mask_may_be_anything():
+    scores = np.array([math.nan, 1.0, 2.0])
+    curve = detection_curve(scores, np.array([True, False, True]), np.array([False, True, True]))
+    assert average_precision(curve) == 1
+
+
+def test_standardised_intensity():
+    image = np.array([[1, 3], [5, 100]], dtype=np.int16)
+    mask = np.array([[1, 1], [1, 0]])
+    found = standardised_intensity(image, mask)
+    assert found[mask > 0].mean() == pytest.approx(0, abs=1e-15)
+    assert found[mask > 0].std() == pytest.approx(1)
+    assert found[1, 1] == pytest.approx((100 - 3) / math.sqrt(8 / 3))
+    assert not standardised_intensity(np.full((2, 2), 7)).any()
+    assert not standardised_intensity(image, np.zeros_like(mask)).any()
+    with pytest.raises(InputError, match="NaN"):
+        standardised_intensity(np.array([1.0, math.nan]))

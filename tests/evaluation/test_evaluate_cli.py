@@ -1,0 +1,234 @@
+"""The command ``nnunet-anomaly evaluate`` on small generated folders and on real label maps."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_anomaly.cli.main import main
+
+SPACING_MM_XYZ = (0.5, 0.5, 2.0)
+
+
+def write(array: np.ndarray, path: Path, spacing_mm_xyz=SPACING_MM_XYZ) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing_mm_xyz)
+    sitk.WriteImage(image, str(path))
+
+
+def blocks() -> np.ndarray:
+    label_map = np.zeros((6, 20, 20), dtype=np.uint8)
+    label_map[1:5, 3:9, 3:9] = 1
+    label_map[1:5, 11:17, 3:9] = 2
+    return label_map
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    """Five references; ``plain`` is two voxels off in x and ``aware`` one, each a little more or less by case."""
+    for i in range(5):
+        reference = np.roll(blocks(), i, axis=2)
+        write(reference, tmp_path / f"ref/case_{i}.nii.gz")
+        write(np.roll(reference, 2 + i % 2, axis=2), tmp_path / f"plain/case_{i}.nii.gz")
+        write(np.roll(reference, 1, axis=2), tmp_path / f"aware/case_{i}.nii.gz")
+    return tmp_path
+
+
+def evaluate(folder: Path, *extra: str, pred: tuple[str, ...] = ("plain", "aware")) -> int:
+    predictions = [word for name in pred for word in ("-pred", str(folder / name))]
+    return main(["evaluate", "-ref", str(folder / "ref"), *predictions, "-o", str(folder / "out"), "-np", "1", *extra])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def read_json(path: Path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_two_methods_are_measured_and_compared(folders, capsys):
+    assert evaluate(folders) == 0
+    cases = read_csv(folders / "out/cases.csv")
+    assert len(cases) == 2 * 5 * 2
+    first = cases[0]
+    assert (first["method"], first["case"], first["structure"]) == ("plain", "case_0", "1")
+    assert float(first["dsc"]) == pytest.approx(4 / 6)
+    assert float(first["hd_mm"]) == 1.0
+    results = read_json(folders / "out/summary.json")["results"]
+    assert results["aware"]["2"]["hd_mm"] == {"n": 5, "n_undefined": 0, "mean": 0.5, "sd": 0, "median": 0.5}
+    assert results["plain"]["1"]["hd_mm"]["mean"] == pytest.approx((1 + 1.5 + 1 + 1.5 + 1) / 5)
+    comparison = {
+        (row["structure"], row["metric"]): row for row in read_json(folders / "out/comparison.json")["comparisons"]
+    }
+    found = comparison["1", "hd_mm"]
+    assert (found["first"], found["second"], found["n"], found["excluded"]) == ("plain", "aware", 5, [])
+    assert found["mean_difference"] == pytest.approx(-0.7)
+    assert found["ci95_high"] < 0 and found["p_t"] < 0.05
+    assert len(read_csv(folders / "out/comparison.csv")) == 2 * 7
+    assert len(read_csv(folders / "out/summary.csv")) == 2 * 2 * 7
+    printed = capsys.readouterr().out
+    assert "HD95 mm" in printed and "aware - plain" in printed
+
+
+def test_finished_cases_are_not_repeated_and_changed_ones_are(folders):
+    assert evaluate(folders) == 0
+    records = {path: path.stat().st_mtime_ns for path in (folders / "out/cases").rglob("*.json")}
+    tables = {path.name: path.read_bytes() for path in (folders / "out").glob("*.*")}
+    assert evaluate(folders) == 0
+    assert records == {path: path.stat().st_mtime_ns for path in records}
+    assert tables == {path.name: path.read_bytes() for path in (folders / "out").glob("*.*")}
+    write(blocks(), folders / "aware/case_0.nii.gz")
+    assert evaluate(folders) == 0
+    changed = [path for path, time in records.items() if path.stat().st_mtime_ns != time]
+    assert changed == [folders / "out/cases/aware/case_0.json"]
+    assert evaluate(folders, "--nsd-tolerance-mm", "0.1") == 0
+    assert all(path.stat().st_mtime_ns != time for path, time in records.items())
+
+
+def test_two_processes_give_the_same_tables(folders):
+    assert evaluate(folders) == 0
+    one = {path.name: path.read_bytes() for path in (folders / "out").glob("*.*")}
+    for path in (folders / "out").rglob("*.json"):
+        path.unlink()
+    assert evaluate(folders, "-np", "2") == 0
+    assert one == {path.name: path.read_bytes() for path in (folders / "out").glob("*.*")}
+
+
+def test_bad_cases_are_named_and_the_others_go_on(folders, capsys):
+    (folders / "aware/case_0.nii.gz").unlink()
+    write(blocks(), folders / "aware/case_1.nii.gz", (0.5, 0.5, 1.0))
+    path = folders / "aware/case_2.nii.gz"
+    path.write_bytes(path.read_bytes()[:-40])
+    write(blocks(), folders / "aware/case_9.nii.gz")
+    assert evaluate(folders) == 1
+    failed = read_json(folders / "out/summary.json")["failed"]
+    assert set(failed) == {"aware: case_0", "aware: case_1", "aware: case_2"}
+    assert "no file" in failed["aware: case_0"]
+    assert "spacing (0.5, 0.5, 2.0) against (0.5, 0.5, 1.0)" in failed["aware: case_1"]
+    assert "case_2.nii.gz" in failed["aware: case_2"]
+    assert len([row for row in read_csv(folders / "out/cases.csv") if row["method"] == "aware"]) == 2 * 2
+    found = read_json(folders / "out/comparison.json")["comparisons"][0]
+    assert (found["n"], found["excluded"]) == (2, ["case_0", "case_1", "case_2"])
+    captured = capsys.readouterr()
+    assert "aware: case_0" in captured.err
+    assert "case_9" in captured.out
+
+
+def test_empty_masks_are_null_and_counted(folders):
+    nothing = np.zeros_like(blocks())
+    write(nothing, folders / "plain/case_0.nii.gz")
+    write(nothing, folders / "plain/case_1.nii.gz")
+    write(nothing, folders / "ref/case_1.nii.gz")
+    assert evaluate(folders, pred=("plain",)) == 0
+    rows = {(row["case"], row["structure"]): row for row in read_csv(folders / "out/cases.csv")}
+    assert rows["case_0", "1"]["empty"] == "prediction"
+    assert (rows["case_0", "1"]["dsc"], rows["case_0", "1"]["nsd"], rows["case_0", "1"]["hd_mm"]) == ("0.0", "0.0", "")
+    assert rows["case_1", "1"]["empty"] == "both"
+    assert (rows["case_1", "1"]["dsc"], rows["case_1", "1"]["reference_voxels"]) == ("", "0")
+    results = read_json(folders / "out/summary.json")["results"]["plain"]["1"]
+    assert (results["dsc"]["n"], results["dsc"]["n_undefined"]) == (4, 1)
+    assert (results["hd_mm"]["n"], results["hd_mm"]["n_undefined"]) == (3, 2)
+    assert not (folders / "out/comparison.json").exists()
+
+
+def test_nothing_but_empty_masks(tmp_path):
+    write(np.zeros_like(blocks()), tmp_path / "ref/case.nii.gz")
+    write(np.zeros_like(blocks()), tmp_path / "plain/case.nii.gz")
+    assert evaluate(tmp_path, pred=("plain",)) == 0
+    assert read_csv(tmp_path / "out/cases.csv") == []
+    assert evaluate(tmp_path, "-l", "1", pred=("plain",)) == 0
+    assert read_csv(tmp_path / "out/cases.csv")[0]["empty"] == "both"
+    assert read_json(tmp_path / "out/summary.json")["results"]["plain"]["1"]["dsc"]["mean"] is None
+
+
+def dataset_json(folder: Path, labels: dict) -> None:
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}), encoding="utf-8")
+
+
+def test_names_and_regions_of_dataset_json(folders):
+    dataset_json(folders / "plain", {"background": 0, "both": [1, 2], "second": 2, "third": 3})
+    assert evaluate(folders, pred=("plain",)) == 0
+    results = read_json(folders / "out/summary.json")["results"]["plain"]
+    assert list(results) == ["both", "second", "third"]
+    assert results["third"]["dsc"]["n_undefined"] == 5
+    assert results["both"]["dsc"]["n"] == 5
+    assert evaluate(folders, "-l", "second", "1", pred=("plain",)) == 0
+    assert list(read_json(folders / "out/summary.json")["results"]["plain"]) == ["second", "1"]
+
+
+def test_a_label_that_dataset_json_does_not_have(folders):
+    dataset_json(folders, {"background": 0, "first": 1, "second": 2})
+    stray = blocks()
+    stray[0, 0, 0] = 7
+    write(stray, folders / "plain/case_3.nii.gz")
+    assert evaluate(folders, pred=("plain",)) == 1
+    failed = read_json(folders / "out/summary.json")["failed"]
+    assert list(failed) == ["plain: case_3"]
+    assert "[7]" in failed["plain: case_3"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("-l", "femur"), "'femur'"),
+        (("-l", "0"), "'0'"),
+        (("--names", "one"), "--names must give 2"),
+        (("--names", "one", "one"), "--names must give 2"),
+        (("--names", "one", "a/b"), "'a/b'"),
+        (("--nsd-tolerance-mm", "-1"), "negative"),
+        (("--dataset-json", "nowhere.json"), "nowhere.json does not exist"),
+    ],
+)
+def test_wrong_arguments(folders, capsys, extra, message):
+    assert evaluate(folders, *extra) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_ignore_label_needs_a_choice(folders, capsys):
+    dataset_json(folders, {"background": 0, "first": 1, "ignore": 2})
+    assert evaluate(folders) == 2
+    assert "ignore label" in capsys.readouterr().err
+    assert evaluate(folders, "-l", "first") == 0
+
+
+def test_no_case_in_common(folders, capsys):
+    write(blocks(), folders / "elsewhere/other.nii.gz")
+    assert evaluate(folders, pred=("elsewhere",)) == 2
+    assert "has the name of one in" in capsys.readouterr().err
+
+
+def test_folders_of_the_same_name_are_told_apart(folders):
+    write(blocks(), folders / "fold_0/validation/case_0.nii.gz")
+    write(blocks(), folders / "fold_1/validation/case_0.nii.gz")
+    for i in range(1, 5):
+        (folders / f"ref/case_{i}.nii.gz").unlink()
+    assert evaluate(folders, pred=("fold_0/validation", "fold_1/validation")) == 0
+    assert list(read_json(folders / "out/summary.json")["methods"]) == ["fold_0_validation", "fold_1_validation"]
+
+
+def test_real_hippocampus_labels_against_themselves_shifted(real_data, tmp_path):
+    for path in sorted((real_data / "hippocampus/labels").glob("*.nii.gz"))[:3]:
+        image = sitk.ReadImage(str(path))
+        array = sitk.GetArrayFromImage(image)
+        for name, content in (("ref", array), ("shifted", np.roll(array, 1, axis=0)), ("same", array)):
+            write(content, tmp_path / name / path.name, image.GetSpacing())
+    assert evaluate(tmp_path, pred=("shifted", "same")) == 0
+    results = read_json(tmp_path / "out/summary.json")["results"]
+    for structure in ("1", "2"):
+        shifted, same = results["shifted"][structure], results["same"][structure]
+        assert (same["dsc"]["mean"], same["hd_mm"]["mean"], same["nsd"]["mean"]) == (1, 0, 1)
+        assert 0.8 < shifted["dsc"]["mean"] < 0.99
+        assert shifted["hd_mm"]["mean"] == 1
+        assert 0 < shifted["asd_mm"]["mean"] < 1
+        assert shifted["nsd"]["mean"] == 1

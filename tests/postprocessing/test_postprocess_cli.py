@@ -1,0 +1,193 @@
+"""The command ``nnunet-anomaly postprocess`` and the runner behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_anomaly.cli.main import main
+from nnunet_anomaly.errors import SettingsError
+from nnunet_anomaly.postprocessing.components import keep_components
+from nnunet_anomaly.postprocessing.runner import apply_steps, check_steps
+
+SPACING_MM_XYZ = (0.4, 0.5, 2.0)
+
+
+def label_map(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    array = np.zeros((6, 20, 20), dtype=np.uint8)
+    array[1:5, 2:10, 2:10] = 1
+    array[1:5, 12:18, 2:10] = 2
+    for label in (1, 2):
+        z, y, x = rng.integers(0, 5), rng.integers(0, 18), rng.integers(12, 18)
+        array[z, y : y + 2, x : x + 2] = label
+    return array
+
+
+def write(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(SPACING_MM_XYZ)
+    image.SetOrigin((5, -6, 7))
+    sitk.WriteImage(image, str(path))
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for i in range(4):
+        write(label_map(i), tmp_path / f"in/case_{i}.nii.gz")
+    (tmp_path / "in/dataset.json").write_text('{"labels": {"background": 0}}')
+    return tmp_path
+
+
+def postprocess(folder: Path, *extra: str) -> int:
+    return main(["postprocess", "-i", str(folder / "in"), "-o", str(folder / "out"), "-np", "1", *extra])
+
+
+def test_label_maps_are_cleaned_and_what_was_done_is_recorded(folder, capsys):
+    assert postprocess(folder) == 0
+    removed = 0
+    for i in range(4):
+        array = label_map(i)
+        cleaned = read(folder / f"out/case_{i}.nii.gz")
+        np.testing.assert_array_equal(cleaned, keep_components(array, (2, 0.5, 0.4)))
+        assert cleaned.dtype == np.uint8
+        record = json.loads((folder / f"out/postprocessing/case_{i}.json").read_text())
+        counts = record["steps"][0]["labels_found"]
+        assert counts["1"]["removed_voxels"] == np.count_nonzero((array == 1) & (cleaned != 1)) > 0
+        removed += counts["1"]["removed_voxels"]
+    image = sitk.ReadImage(str(folder / "out/case_0.nii.gz"))
+    assert image.GetSpacing() == pytest.approx(SPACING_MM_XYZ)
+    assert image.GetOrigin() == pytest.approx((5, -6, 7))
+    summary = json.loads((folder / "out/postprocessing.json").read_text())
+    assert summary["removed"][0]["1"] == {"removed_components": 4, "removed_voxels": removed, "changed_cases": 4}
+    assert summary["steps"] == [{"step": "keep_components", "min_share_of_largest": 0.2, "connectivity": 26}]
+    assert (folder / "out/dataset.json").is_file()
+    printed = capsys.readouterr().out
+    assert "removed voxels" in printed and "4 done" in printed
+
+
+def test_options_reach_the_step(folder):
+    halves = np.zeros((4, 20, 20), dtype=np.uint8)
+    halves[:, 2:8, 2:8] = 1
+    halves[:, 2:8, 10:15] = 1
+    halves[:, 10:14, 2:8] = 2
+    halves[:, 14:18, 8:12] = 2
+    write(halves, folder / "in/case_0.nii.gz")
+    assert postprocess(folder, "--largest-only", "--connectivity", "6", "-l", "1") == 0
+    expected = halves.copy()
+    expected[:, 2:8, 10:15] = 0
+    np.testing.assert_array_equal(read(folder / "out/case_0.nii.gz"), expected)
+    assert postprocess(folder, "--min-share", "0.7", "--connectivity", "6") == 0
+    np.testing.assert_array_equal(read(folder / "out/case_0.nii.gz") == 1, halves == 1)
+    assert (read(folder / "out/case_0.nii.gz") == 2).sum() == 4 * 24
+    assert postprocess(folder, "--min-share", "0.7") == 0
+    np.testing.assert_array_equal(read(folder / "out/case_0.nii.gz"), halves)
+
+
+def test_settings_file_gives_the_same_as_options(folder):
+    assert postprocess(folder, "--largest-only") == 0
+    by_options = {path.name: path.read_bytes() for path in (folder / "out").glob("*.nii.gz")}
+    settings = {"steps": [{"step": "keep_components", "min_share_of_largest": 1.0, "connectivity": 26}]}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert postprocess(folder, "--settings", str(folder / "settings.json"), "-np", "2") == 0
+    assert by_options == {path.name: path.read_bytes() for path in (folder / "out").glob("*.nii.gz")}
+
+
+def test_finished_cases_are_not_repeated_and_changed_ones_are(folder, capsys):
+    assert postprocess(folder) == 0
+    times = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*.nii.gz")}
+    (folder / "out/case_1.nii.gz").unlink()
+    write(label_map(99), folder / "in/case_2.nii.gz")
+    capsys.readouterr()
+    assert postprocess(folder) == 0
+    assert "2 done, 2 were there already" in capsys.readouterr().out
+    same = [path.name for path, time in times.items() if path.stat().st_mtime_ns == time]
+    assert sorted(same) == ["case_0.nii.gz", "case_3.nii.gz"]
+    np.testing.assert_array_equal(read(folder / "out/case_2.nii.gz"), keep_components(label_map(99), (2, 0.5, 0.4)))
+    assert postprocess(folder, "--min-share", "0") == 0
+    np.testing.assert_array_equal(read(folder / "out/case_0.nii.gz"), label_map(0))
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha"])
+def test_other_formats_and_dtypes_are_kept(tmp_path, ending):
+    array = label_map(0).astype(np.int16) * 150
+    write(array, tmp_path / f"in/case{ending}")
+    assert postprocess(tmp_path) == 0
+    cleaned = read(tmp_path / f"out/case{ending}")
+    assert cleaned.dtype == np.int16
+    np.testing.assert_array_equal(cleaned, keep_components(array, (1, 1, 1)))
+
+
+def test_empty_label_map_stays_empty(tmp_path):
+    write(np.zeros((3, 4, 5), dtype=np.uint8), tmp_path / "in/case.nii.gz")
+    assert postprocess(tmp_path) == 0
+    assert not read(tmp_path / "out/case.nii.gz").any()
+    assert json.loads((tmp_path / "out/postprocessing.json").read_text())["removed"] == [{}]
+
+
+def test_bad_cases_are_named_and_the_others_go_on(folder, capsys):
+    path = folder / "in/case_1.nii.gz"
+    path.write_bytes(path.read_bytes()[:-30])
+    write(np.full((3, 4, 5), 0.5, dtype=np.float32), folder / "in/case_2.nii.gz")
+    assert postprocess(folder) == 1
+    error = capsys.readouterr().err
+    assert "case_1" in error and "case_2" in error and "not whole numbers" in error
+    assert sorted(path.name for path in (folder / "out").glob("*.nii.gz")) == ["case_0.nii.gz", "case_3.nii.gz"]
+    assert set(json.loads((folder / "out/postprocessing.json").read_text())["failed"]) == {"case_1", "case_2"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([], "at least one"),
+        ({"step": "keep_components"}, "must be a list"),
+        ([{"step": "keep_component"}], "Did you mean 'keep_components'"),
+        ([{"min_share_of_largest": 0.2}], "None is not a step"),
+        ([{"step": "keep_components", "min_share": 0.2}], "Did you mean 'min_share_of_largest'"),
+        ([{"step": "keep_components", "spacing_mm": [1, 1, 1]}], "not a setting"),
+        ([{"step": "keep_components", "min_share_of_largest": 2}], "from 0 to 1"),
+        ([{"step": "keep_components", "connectivity": 8}], "connectivity"),
+        ([{"step": "keep_components", "labels": 3}], "keep_components"),
+        ([{"step": "keep_components", "labels": [0]}], "background"),
+    ],
+)
+def test_wrong_steps_are_found_before_the_work(steps, message):
+    with pytest.raises(SettingsError, match=message):
+        check_steps(steps)
+
+
+def test_steps_follow_one_another():
+    array = label_map(0)
+    steps = check_steps(
+        [
+            {"step": "keep_components", "labels": [1], "min_share_of_largest": 1},
+            {"step": "keep_components", "labels": [2], "min_share_of_largest": 1},
+        ]
+    )
+    cleaned, records = apply_steps(array, (1, 1, 1), steps)
+    np.testing.assert_array_equal(cleaned, keep_components(array, (1, 1, 1), min_share_of_largest=1))
+    assert [record["labels"] for record in records] == [[1], [2]]
+    np.testing.assert_array_equal(array, label_map(0))
+
+
+def test_wrong_folders_and_arguments(folder, capsys):
+    assert main(["postprocess", "-i", str(folder / "in"), "-o", str(folder / "in")]) == 2
+    assert "another output folder" in capsys.readouterr().err
+    (folder / "nothing").mkdir()
+    assert main(["postprocess", "-i", str(folder / "nothing"), "-o", str(folder / "out")]) == 2
+    assert "no label map" in capsys.readouterr().err
+    (folder / "settings.json").write_text('{"step": []}')
+    assert postprocess(folder, "--settings", str(folder / "settings.json")) == 2
+    assert "nothing else" in capsys.readouterr().err
+    assert postprocess(folder, "--settings", str(folder / "settings.json"), "-l", "1") == 2
+    assert "leave out" in capsys.readouterr().err
+    assert not (folder / "out").exists()
