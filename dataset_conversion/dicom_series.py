@@ -1,0 +1,191 @@
+"""Reading one DICOM series from a folder so that nothing is missing, doubled or mixed up without a word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_anomaly.errors import GeometryError, InputError
+
+SERIES_DESCRIPTION, LATERALITY, IMAGE_LATERALITY = "0008|103e", "0020|0060", "0020|0062"
+POSITION, ORIENTATION = "0020|0032", "0020|0037"
+SIDES = {"L": "left", "R": "right"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One DICOM series: its files in the order in which GDCM found them, and its SeriesDescription."""
+
+    uid: str
+    description: str
+    files: tuple[Path, ...]
+
+
+def series_in(folder: Path) -> list[Series]:
+    """All DICOM series directly in a folder.
+
+    Raises:
+        InputError: there is no such folder or no series in it, or a file in it is a damaged DICOM file.
+    """
+    if not folder.is_dir():
+        raise InputError(f"The image folder {folder} does not exist.")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    found = []
+    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if files else ():
+        names = tuple(Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
+        found.append(Series(uid, _tags(names[0]).get(SERIES_DESCRIPTION, ""), names))
+    if not found:
+        raise InputError(f"{folder} has no readable DICOM series ({len(files)} files).")
+    read = {path.resolve() for series in found for path in series.files}
+    endings = {path.suffix for path in read}
+    damaged = [path.name for path in files if path.resolve() not in read and _looks_like_dicom(path, endings)]
+    if damaged:
+        raise InputError(
+            f"{folder}: {len(damaged)} of {len(files)} files are not readable as DICOM, cut off perhaps: "
+            f"{', '.join(damaged[:5])}. Fetch them again."
+        )
+    return found
+
+
+def _looks_like_dicom(path: Path, endings: set[str]) -> bool:
+    """Whether a file that GDCM could not read should have been a slice: it begins or is named like one."""
+    with open(path, "rb") as handle:
+        return path.suffix in endings or handle.read(132)[128:] == b"DICM"
+
+
+def first_description(folder: Path) -> str:
+    """SeriesDescription of the first readable file in a folder, without reading the others; empty if there is none."""
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        try:
+            return _tags(path).get(SERIES_DESCRIPTION, "")
+        except InputError:
+            continue
+    return ""
+
+
+def pick_series(folder: Path, wanted: str) -> Series:
+    """The one series whose description contains ``wanted``; a folder's only series may also have no description.
+
+    Raises:
+        InputError: no series fits, or more than one does; names all of them.
+    """
+    found = series_in(folder)
+    fitting = [series for series in found if wanted.casefold() in series.description.casefold()]
+    if len(found) == 1 and not found[0].description:
+        fitting = found
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = "; ".join(f"'{series.description}' ({len(series.files)} files)" for series in found)
+    problem = "none of them is" if not fitting else f"{len(fitting)} of them are"
+    raise InputError(
+        f"{folder} has {len(found)} DICOM series: {listed}; {problem} a '{wanted}' series. "
+        f"Leave exactly one '{wanted}' series in the folder."
+    )
+
+
+def read_series(series: Series) -> sitk.Image:
+    """Read a series as a volume, slices sorted along their normal; stored values and orientation as they are.
+
+    Raises:
+        InputError: a file is damaged, or there is only one slice.
+        GeometryError: slices are missing, doubled, or not parallel.
+    """
+    tags = [_tags(path) for path in series.files]
+    order = slice_order(
+        [_numbers(tag.get(POSITION, ""), 3) for tag in tags],
+        [_numbers(tag.get(ORIENTATION, ""), 6) for tag in tags],
+        [path.name for path in series.files],
+        str(series.files[0].parent),
+    )
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(series.files[index]) for index in order])
+    try:
+        return reader.Execute()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{series.files[0].parent} is not readable as one volume: {reason}") from error
+
+
+def slice_order(
+    positions_mm: Sequence[Sequence[float] | None],
+    orientations: Sequence[Sequence[float] | None],
+    names: Sequence[str],
+    where: str,
+) -> list[int]:
+    """Order of slices along their normal, when they are parallel and evenly spaced.
+
+    Args:
+        positions_mm: ImagePositionPatient of every slice; ``None`` where the tag is missing.
+        orientations: ImageOrientationPatient of every slice; likewise.
+        names: file names, for messages.
+        where: the folder, for messages.
+
+    Returns:
+        Indices, ascending along the cross product of row and column direction.
+
+    Raises:
+        InputError: a tag is missing, or there are fewer than two slices.
+        GeometryError: slices are not parallel, or one is missing or doubled.
+    """
+    if len(names) < 2:
+        raise InputError(f"{where} has one slice; a volume is needed.")
+    for position, orientation, name in zip(positions_mm, orientations, names, strict=True):
+        if position is None or orientation is None:
+            raise InputError(f"{where}/{name} has no ImagePositionPatient or ImageOrientationPatient.")
+    directions = np.array(orientations, dtype=float)
+    if not np.allclose(directions, directions[0], atol=1e-3):
+        raise GeometryError(f"{where}: the slices are not parallel; more than one scan may lie in this folder.")
+    places_mm = np.array(positions_mm, dtype=float) @ np.cross(directions[0, :3], directions[0, 3:])
+    order = np.argsort(places_mm, kind="stable")
+    steps_mm = np.diff(places_mm[order])
+    step_mm = float(np.median(steps_mm))
+    for index, this_mm in enumerate(steps_mm):
+        before, after = names[order[index]], names[order[index + 1]]
+        if this_mm < 0.5 * step_mm or step_mm <= 0:
+            raise GeometryError(f"{where}: {before} and {after} lie {this_mm:.3g} mm apart: slices are doubled.")
+        if abs(this_mm - step_mm) > 0.05 * step_mm:
+            raise GeometryError(
+                f"{where}: {this_mm:.3g} mm lie between {before} and {after}, elsewhere {step_mm:.3g} mm: about "
+                f"{max(1, round(this_mm / step_mm) - 1)} slices are missing. Fetch them again."
+            )
+    return order.tolist()
+
+
+def laterality(series: Series) -> tuple[str | None, list[str]]:
+    """Side of the body by SeriesDescription and by the Laterality tags, and what is odd about it.
+
+    Returns:
+        ``"left"``, ``"right"`` or ``None`` where nothing says it or the sources disagree; notes for the report.
+    """
+    tags = _tags(series.files[0])
+    words = set(re.split(r"[^A-Z]+", series.description.upper()))
+    said = {side for letter, side in SIDES.items() if side.upper() in words or tags.get(LATERALITY, "")[:1] == letter}
+    said |= {side for letter, side in SIDES.items() if tags.get(IMAGE_LATERALITY, "")[:1] == letter}
+    if len(said) > 1:
+        return None, [f"the side is unclear: '{series.description}', Laterality '{tags.get(LATERALITY, '')}'"]
+    return (said.pop(), []) if said else (None, ["the side is in no DICOM tag"])
+
+
+def _tags(path: Path) -> dict[str, str]:
+    """Public DICOM tags of a file as text, blanks around them removed."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{path} is not readable as DICOM. Fetch this file again.") from error
+    return {key: reader.GetMetaData(key).strip(" \0") for key in reader.GetMetaDataKeys()}
+
+
+def _numbers(text: str, count: int) -> list[float] | None:
+    """Numbers of a DICOM decimal string ``a\\b\\c``; ``None`` if there are not ``count`` of them."""
+    try:
+        numbers = [float(part) for part in text.split("\\")]
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count else None

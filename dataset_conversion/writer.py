@@ -1,0 +1,407 @@
+"""The one writer of nnU-Net raw datasets: every converter gives it SimpleITK images, it checks and writes them whole.
+
+What it makes::
+
+    DatasetXXX_Name/
+        imagesTr/<case>_0000.nii.gz ...  labelsTr/<case>.nii.gz     finished training cases
+        imagesTs/...                     labelsTs/...               finished test cases
+        dataset.json  splits_final.json                             of the finished cases alone
+        cases.json                                                  where each case came from, its grid, its side ...
+        integrity_report.json                                       is the dataset complete, and what is in it
+        conversion/origin.json  conversion/<case>.json              what a later run needs to go on
+
+A case is finished when ``conversion/<case>.json`` is there, which is written last, and its files have the sizes that
+it names. A run that was killed leaves at most files without that record; the next run replaces them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnunet_anomaly.errors import GeometryError, InputError, LabelError
+from nnunet_anomaly.files import load_json, save_json, write_image
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+FILE_ENDING = ".nii.gz"
+IMAGE_FOLDERS = {False: "imagesTr", True: "imagesTs"}
+LABEL_FOLDERS = {False: "labelsTr", True: "labelsTs"}
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What dataset.json says of a dataset apart from its cases.
+
+    Attributes:
+        channel_names: of every image channel, in order; nnU-Net picks the normalisation by them.
+        labels: name to value, ``background`` 0 first, consecutive.
+        roi_labels: names of the labels in which anomalies are looked for.
+        converted_by: the command that made the dataset.
+    """
+
+    channel_names: Sequence[str]
+    labels: Mapping[str, int]
+    roi_labels: Sequence[str]
+    converted_by: str
+    description: str
+    reference: str
+    licence: str
+    release: str = ""
+
+    def __post_init__(self) -> None:
+        if list(self.labels.values()) != list(range(len(self.labels))):
+            raise ValueError(f"labels must be 0, 1, 2, ... in order, not {list(self.labels.values())}")
+        unknown = set(self.roi_labels) - set(self.labels)
+        if unknown:
+            raise ValueError(f"roi_labels has {sorted(unknown)}, which labels has not")
+
+
+@dataclass(frozen=True)
+class DatasetWriter:
+    """Writes one dataset folder; picklable, so that workers share it.
+
+    Attributes:
+        folder: ``.../DatasetXXX_Name``.
+        description: names, labels and texts for dataset.json.
+        origin: what the dataset is made from and how (format, release folder, options that change the result); a
+            folder made from something else is refused.
+    """
+
+    folder: Path
+    description: DatasetDescription
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    # ---- the folder as a whole
+
+    def claim(self, case_ids: Sequence[str]) -> None:
+        """Take the folder for this dataset, or go on in it; remove what a killed run left of unfinished cases.
+
+        Args:
+            case_ids: all cases that the dataset will have.
+
+        Raises:
+            InputError: the folder holds another data set, or another folder has the same dataset number.
+        """
+        number = self.folder.name.split("_")[0]
+        others = [path.name for path in sorted(self.folder.parent.glob(f"{number}_*")) if path != self.folder]
+        if others:
+            raise InputError(
+                f"{self.folder.parent} already has {others[0]}. nnU-Net needs each number once: give another number "
+                f"with -d, or --name {others[0].split('_', 1)[1]} to go on in that folder."
+            )
+        origin_file = self.own_file("origin")
+        if origin_file.is_file():
+            self._compare_origin(load_json(origin_file))
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise InputError(
+                f"{self.folder} already holds something that this command did not make. Give another number with -d "
+                "or another --name, or delete that folder."
+            )
+        self._refuse_foreign_cases(set(case_ids))
+        save_json(dict(self.origin), origin_file)
+        self._tidy(case_ids)
+
+    def _compare_origin(self, found: Mapping[str, Any]) -> None:
+        """Refuse to go on in a folder that was made from something else."""
+        for key in sorted(set(found) | set(self.origin)):
+            before, now = found.get(key), self.origin.get(key)
+            if before != now:
+                raise InputError(
+                    f"{self.folder} already holds a data set that was made with {key} = {before!r}; now it is {now!r}."
+                    " Give another number with -d or another --name, or delete that folder."
+                )
+
+    def _refuse_foreign_cases(self, case_ids: set[str]) -> None:
+        """Refuse image and label files of cases that this release does not have."""
+        for folder_name in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values()):
+            crop = len(FILE_ENDING) + (len("_0000") if folder_name in IMAGE_FOLDERS.values() else 0)
+            for path in sorted((self.folder / folder_name).glob("*")):
+                if not path.name.startswith(".partial_") and path.name[:-crop] not in case_ids:
+                    raise InputError(
+                        f"{path} is of no case of this release. Give another number with -d or another --name, or "
+                        "move that file away."
+                    )
+
+    def _tidy(self, case_ids: Sequence[str]) -> None:
+        """Remove temporary files, files of unfinished cases, and a description that may no longer be true."""
+        for path in self.folder.rglob(".partial_*"):
+            path.unlink(missing_ok=True)
+        unfinished = [case_id for case_id in case_ids if not self.is_finished(case_id)]
+        for case_id in unfinished:
+            self._remove_case(case_id)
+        if unfinished:
+            for name in ("dataset.json", "splits_final.json", "cases.json", "integrity_report.json"):
+                (self.folder / name).unlink(missing_ok=True)
+
+    # ---- one case
+
+    def own_file(self, name: str) -> Path:
+        """JSON file for what a later run needs to know of the whole conversion; no case is named like it."""
+        return self.folder / "conversion" / f"{name}.json"
+
+    def _record_path(self, case_id: str) -> Path:
+        return self.folder / "conversion" / f"case_{case_id}.json"
+
+    def image_paths(self, case_id: str, test: bool) -> list[Path]:
+        """Files of all channels of a case."""
+        folder = self.folder / IMAGE_FOLDERS[test]
+        return [folder / f"{case_id}_{i:04d}{FILE_ENDING}" for i in range(len(self.description.channel_names))]
+
+    def label_path(self, case_id: str, test: bool) -> Path:
+        """File of the label map of a case."""
+        return self.folder / LABEL_FOLDERS[test] / f"{case_id}{FILE_ENDING}"
+
+    def record(self, case_id: str) -> dict[str, Any] | None:
+        """What was recorded of a finished case; ``None`` if it is not finished."""
+        path = self._record_path(case_id)
+        if not path.is_file():
+            return None
+        record = load_json(path)
+        for name, size in record["files"].items():
+            file = self.folder / name
+            if not file.is_file() or file.stat().st_size != size:
+                return None
+        return record
+
+    def is_finished(self, case_id: str) -> bool:
+        """Whether all files of the case are there, each as it was written."""
+        return self.record(case_id) is not None
+
+    def write_case(
+        self,
+        case_id: str,
+        images: Sequence[sitk.Image],
+        label: sitk.Image | None,
+        *,
+        test: bool = False,
+        details: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Check one case and write it whole, or leave nothing of it.
+
+        Args:
+            case_id: name of the case.
+            images: one 3-D image per channel.
+            label: label map on the same grid; ``None`` only for a test case without reference.
+            test: whether it goes to ``imagesTs`` and ``labelsTs``.
+            details: what else to record of it (subject, side, sources ...); JSON.
+
+        Returns:
+            The record: details, shape and spacing (z, y, x), intensities, voxels per label, files with their sizes.
+
+        Raises:
+            InputError: wrong number of channels, NaN or infinity, an image of one value, a case written before.
+            GeometryError: channels and label are not on one grid.
+            LabelError: labels that are not in the list, fractions, or no label at all.
+            OSError: it could not be written, for example because the disk is full.
+        """
+        if self.is_finished(case_id):
+            raise InputError(f"Case {case_id} has been written before: two cases of the release have the same name.")
+        if label is None and not test:
+            raise InputError(f"Case {case_id} has no label map; a training case needs one.")
+        facts = check_images(case_id, images, self.description.channel_names)
+        if label is not None:
+            check_same_grid(case_id, images[0], label, "label map")
+            values = check_labels(case_id, label, self.description.labels)
+            facts["label_voxels"] = values
+        try:
+            for image, path in zip(images, self.image_paths(case_id, test), strict=True):
+                write_image(image, path)
+            if label is not None:
+                write_image(_as_uint8(label), self.label_path(case_id, test))
+            record = {"test": test, **(details or {}), **facts, "files": self._file_sizes(case_id, test)}
+            save_json(record, self._record_path(case_id))
+        except BaseException:
+            self._remove_case(case_id)
+            raise
+        return record
+
+    def _case_files(self, case_id: str, test: bool) -> list[Path]:
+        return [*self.image_paths(case_id, test), self.label_path(case_id, test)]
+
+    def _file_sizes(self, case_id: str, test: bool) -> dict[str, int]:
+        files = [path for path in self._case_files(case_id, test) if path.is_file()]
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
+
+    def _remove_case(self, case_id: str) -> None:
+        self._record_path(case_id).unlink(missing_ok=True)
+        for test in (False, True):
+            for path in self._case_files(case_id, test):
+                path.unlink(missing_ok=True)
+
+    # ---- the description
+
+    def finish(
+        self,
+        case_ids: Sequence[str],
+        failed: Mapping[str, str],
+        splits: Sequence[Mapping[str, Sequence[str]]] | None,
+    ) -> dict[str, Any]:
+        """Describe the finished cases: dataset.json, splits_final.json, cases.json, integrity_report.json.
+
+        Args:
+            case_ids: all cases that the release has.
+            failed: reason for every case that is not finished.
+            splits: folds over all training cases of the release, finished or not, so that mending a case moves no
+                other case to another fold; ``None`` writes no splits.
+
+        Returns:
+            The integrity report. Without a finished training case no dataset.json is written.
+        """
+        from nnunet_anomaly.dataset_conversion.integrity import integrity_report
+
+        records = {case_id: record for case_id in sorted(case_ids) if (record := self.record(case_id)) is not None}
+        training = [case_id for case_id, record in records.items() if not record["test"]]
+        kept = set(training)
+        finished_splits = None
+        if splits is not None:
+            finished_splits = [
+                {part: [case_id for case_id in split[part] if case_id in kept] for part in ("train", "val")}
+                for split in splits
+            ]
+        report = integrity_report(self.folder.name, self.description.labels, records, failed, finished_splits)
+        save_json(
+            {case_id: {k: v for k, v in record.items() if k != "files"} for case_id, record in records.items()},
+            self.folder / "cases.json",
+        )
+        save_json(report, self.folder / "integrity_report.json")
+        if finished_splits and training:
+            save_json(finished_splits, self.folder / "splits_final.json")
+        if training:
+            save_json(self._dataset_json(len(training)), self.folder / "dataset.json")
+        return report
+
+    def _dataset_json(self, num_training_cases: int) -> dict[str, Any]:
+        """nnU-Net's own dataset.json, with our block."""
+        from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+        what = self.description
+        roles = {str(index): "image" for index in range(len(what.channel_names))}
+        with tempfile.TemporaryDirectory() as temporary:
+            generate_dataset_json(
+                temporary,
+                channel_names={str(index): name for index, name in enumerate(what.channel_names)},
+                labels=dict(what.labels),
+                num_training_cases=num_training_cases,
+                file_ending=FILE_ENDING,
+                dataset_name=self.folder.name,
+                reference=what.reference,
+                release=what.release or None,
+                description=what.description,
+                overwrite_image_reader_writer="SimpleITKIO",
+                license=what.licence,
+                converted_by=what.converted_by,
+                anomaly={"channel_roles": roles, "roi_labels": list(what.roi_labels)},
+            )
+            return load_json(os.path.join(temporary, "dataset.json"))
+
+
+# ---- checks
+
+
+def check_images(case_id: str, images: Sequence[sitk.Image], channel_names: Sequence[str]) -> dict[str, Any]:
+    """Check the channels of a case; see ``DatasetWriter.write_case`` for the errors.
+
+    Returns:
+        shape and spacing_mm (z, y, x) and the intensity range of every channel.
+    """
+    import SimpleITK as sitk
+
+    if len(images) != len(channel_names):
+        raise InputError(
+            f"Case {case_id} has {len(images)} channels; the dataset has {len(channel_names)} "
+            f"({', '.join(channel_names)})."
+        )
+    ranges = []
+    for image, name in zip(images, channel_names, strict=True):
+        what = f"Case {case_id}, channel {name}"
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise GeometryError(
+                f"{what}: it has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} values a "
+                "voxel; a grey-value volume is needed."
+            )
+        check_same_grid(case_id, images[0], image, f"channel {name}")
+        voxels = sitk.GetArrayViewFromImage(image)
+        if voxels.size == 0:
+            raise InputError(f"{what}: it has no voxels.")
+        if not np.isfinite(voxels).all():
+            raise InputError(f"{what}: {np.count_nonzero(~np.isfinite(voxels))} voxels are NaN or infinite.")
+        low, high = voxels.min().item(), voxels.max().item()
+        if low == high:
+            raise InputError(f"{what}: every voxel is {low}; there is no image in it.")
+        ranges.append([low, high])
+    return {
+        "shape": list(images[0].GetSize()[::-1]),
+        "spacing_mm": [round(size, 6) for size in images[0].GetSpacing()[::-1]],
+        "intensity_range": ranges,
+    }
+
+
+def check_same_grid(case_id: str, image: sitk.Image, other: sitk.Image, what: str) -> None:
+    """Refuse two volumes that are not on one grid: 0.1 % in size, 0.1 voxel in place, 0.001 in direction cosines.
+
+    Raises:
+        GeometryError: names what differs.
+    """
+    if image.GetSize() != other.GetSize():
+        raise GeometryError(
+            f"Case {case_id}: the {what} has {_times(other.GetSize()[::-1])} voxels (z, y, x), the image has "
+            f"{_times(image.GetSize()[::-1])}."
+        )
+    voxel_mm = np.array(image.GetSpacing())
+    if not np.allclose(other.GetSpacing(), voxel_mm, rtol=1e-3, atol=0):
+        raise GeometryError(
+            f"Case {case_id}: the {what} has voxels of {_times(other.GetSpacing()[::-1])} mm (z, y, x), the image of "
+            f"{_times(image.GetSpacing()[::-1])}."
+        )
+    if not np.allclose(other.GetDirection(), image.GetDirection(), atol=1e-3):
+        raise GeometryError(f"Case {case_id}: the {what} is oriented otherwise than the image.")
+    if not np.allclose(other.GetOrigin(), image.GetOrigin(), rtol=0, atol=0.1 * float(voxel_mm.min())):
+        raise GeometryError(
+            f"Case {case_id}: the {what} begins at {other.GetOrigin()} mm, the image at {image.GetOrigin()}."
+        )
+
+
+def check_labels(case_id: str, label: sitk.Image, labels: Mapping[str, int]) -> dict[str, int]:
+    """Check that a label map has whole numbers of the list alone, and not background alone.
+
+    Returns:
+        Number of voxels of every label but the background, by name; 0 for one that is absent.
+
+    Raises:
+        LabelError: see above.
+    """
+    import SimpleITK as sitk
+
+    voxels = sitk.GetArrayViewFromImage(label)
+    found, counts = np.unique(voxels, return_counts=True)
+    allowed = set(labels.values())
+    foreign = [value for value in found.tolist() if value not in allowed]
+    if foreign:
+        shown = ", ".join(f"{value:g}" for value in foreign[:5]) + (" ..." if len(foreign) > 5 else "")
+        raise LabelError(
+            f"Case {case_id}: the label map has {shown}; the labels are "
+            f"{', '.join(f'{value} {name}' for name, value in labels.items())}."
+        )
+    number = {int(value): int(count) for value, count in zip(found, counts, strict=True)}
+    voxels_of = {name: number.get(value, 0) for name, value in labels.items() if value != 0}
+    if not any(voxels_of.values()):
+        raise LabelError(f"Case {case_id}: the label map is empty: all of it is background.")
+    return voxels_of
+
+
+def _times(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
+
+
+def _as_uint8(label: sitk.Image) -> sitk.Image:
+    import SimpleITK as sitk
+
+    return sitk.Cast(label, sitk.sitkUInt8)

@@ -1,0 +1,207 @@
+"""The demo: every stage of the main job on generated knees, as console commands that are printed before they run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_anomaly.errors import AnomalyError, InputError
+from nnunet_anomaly.files import find_dataset_folder, load_json, save_json, written_whole
+
+PLANS = "nnUNetAnomalyTinyPlans"
+GRID = ("24", "56", "56")  # of 4.7 x 2.5 x 2.5 mm: what two cores can learn in minutes
+METHODS = {"plain": "plain nnU-Net", "augmentation": "lesion augmentation", "aware": "anomaly-aware"}
+
+
+@dataclass
+class Demo:
+    """All stages, each a list of commands; a stage that is done is not repeated."""
+
+    folder: Path
+    cases: int
+    test_cases: int
+    epochs: int
+    device: str
+
+    def run(self) -> int:
+        """Run what is not done yet, then write the report.
+
+        Raises:
+            InputError: the folder holds a demo with other options.
+            AnomalyError: a command failed.
+        """
+        from nnunet_anomaly.workflow.demo_report import write_report
+
+        options = {"cases": self.cases, "test_cases": self.test_cases, "epochs": self.epochs}
+        record = self.folder / "demo.json"
+        state = load_json(record) if record.is_file() else {"options": options, "stages": {}}
+        if state["options"] != options:
+            raise InputError(f"{self.folder} holds a demo with {state['options']}. Choose another folder, or remove it.")
+        for stage, commands in self.stages():
+            if stage in state["stages"]:
+                print(f"== {stage}: done before")
+                continue
+            print(f"\n== {stage}", flush=True)
+            start = time.monotonic()
+            for command in commands:
+                self.call(command)
+            state["stages"][stage] = {
+                "seconds": round(time.monotonic() - start, 1),
+                "commands": [shlex.join(command) for command in commands],
+            }
+            save_json(state, record)
+        report = write_report(self.folder, METHODS, state["stages"])
+        print(f"\nAll done in {sum(stage['seconds'] for stage in state['stages'].values()):.0f} s. Look at {report}")
+        return 0
+
+    def path(self, *parts: str) -> str:
+        """Path in the demo's folder."""
+        return str(self.folder.joinpath(*parts))
+
+    def environment(self, command: list[str]) -> dict[str, str]:
+        """nnU-Net's folders inside the demo's; few processes, since the cases are small."""
+        folders = {name: self.path(name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        for path in folders.values():
+            Path(path).mkdir(parents=True, exist_ok=True)
+        variables = {**os.environ, **folders, "nnUNet_def_n_proc": "2"}
+        if command[0] == "nnUNetv2_train" and self.device == "cpu":
+            variables["nnUNet_n_proc_DA"] = "0"  # the patches are so small that a worker would only be in the way
+        return variables
+
+    def call(self, command: list[str]) -> None:
+        """Print a command and run it; what it prints goes to a log file.
+
+        Raises:
+            AnomalyError: it failed; the end of its log is in the message.
+        """
+        print(f"$ {shlex.join(command)}", flush=True)
+        program = Path(sys.executable).parent / command[0]
+        if not program.is_file():
+            raise InputError(f"{command[0]} is not installed beside {sys.executable}.")
+        log = self.folder / "demo.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a", encoding="utf-8") as handle:
+            handle.write(f"$ {shlex.join(command)}\n")
+            handle.flush()
+            result = subprocess.run(
+                [str(program), *command[1:]], env=self.environment(command), stdout=handle, stderr=subprocess.STDOUT
+            )
+        if result.returncode != 0:
+            end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            raise AnomalyError(f"'{shlex.join(command)}' gave exit code {result.returncode}. The end of {log}:\n{end}")
+
+    def stages(self) -> Iterator[tuple[str, list[list[str]]]]:
+        """Name and commands of every stage; made one by one, since later ones read what earlier ones wrote."""
+        yield "generate knees", [
+            self.phantom(self.cases, 1, "mild", "release"),
+            self.phantom(self.test_cases, 2, "severe", "release_test"),
+        ]
+        yield "convert", [
+            self.convert("release", "101", "Knee", "--two-fold"),
+            self.convert("release_test", "102", "KneeTest"),
+        ]
+        yield "plan and preprocess", [self.preprocess("101", "3d_fullres", "3d_inpainting")]
+        for fold in ("0", "1"):
+            yield f"G, fold {fold}", [self.train("101", "3d_inpainting", fold, "Inpainting")]
+            yield f"A, fold {fold}", [self.train("101", "3d_inpainting", fold, "InpaintingMimic")]
+        yield "out-of-fold error maps as a channel", [
+            self.error_maps("-o", "Dataset201_KneeErrorMaps"),
+            self.preprocess("201", "3d_fullres"),
+        ]
+        yield "plain nnU-Net", [self.train("101", "3d_fullres", "all", "Seeded")]
+        yield "lesion augmentation", [self.train("101", "3d_fullres", "all", "AnomalyAugmentation")]
+        yield "anomaly-aware", [self.train("201", "3d_fullres", "all", "AnomalyAware")]
+        images = str(self.raw("102") / "imagesTr")
+        yield "error maps of the held-out knees", [
+            self.error_maps("-i", images, "-o", self.path("test_with_error_maps"))
+        ]
+        yield "predict the held-out knees", [
+            self.predict("101", "Seeded", images, "plain"),
+            self.predict("101", "AnomalyAugmentation", images, "augmentation"),
+            self.predict("201", "AnomalyAware", self.path("test_with_error_maps"), "aware"),
+        ]
+        yield "clean components", [
+            ["nnunet-anomaly", "postprocess", "-i", self.path("predicted", name), "-o", self.path("cleaned", name)]
+            for name in METHODS
+        ]
+        yield "anomaly masks", [self.anomalies()]
+        yield "evaluate", [self.evaluate(), self.evaluate_anomaly()]
+
+    def phantom(self, cases: int, seed: int, lesions: str, name: str) -> list[str]:
+        """Command that makes knees."""
+        command = ["nnunet-anomaly", "phantom", "knee", "--cases", str(cases), "--seed", str(seed)]
+        return [*command, "--lesions", lesions, "--grid", *GRID, "-o", self.path(name), "-np", "2"]
+
+    def convert(self, name: str, dataset: str, title: str, *more: str) -> list[str]:
+        """Command that converts a release."""
+        command = ["nnunet-anomaly", "convert", "oai-zib", self.path(name, "OAI-ZIB"), "--oai-root"]
+        return [*command, self.path(name, "oai"), "-d", dataset, "--name", title, "-np", "2", *more]
+
+    def preprocess(self, dataset: str, *configurations: str) -> list[str]:
+        """nnU-Net's planning and preprocessing."""
+        command = ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-pl", "nnUNetPlannerAnomalyTiny"]
+        return [*command, "-c", *configurations, "-np", "2", "-npfp", "2"]
+
+    def trainer(self, name: str) -> str:
+        """Trainer of the demo's number of epochs."""
+        return f"nnUNetTrainer{name}_{self.epochs}epoch{'s' if self.epochs > 1 else ''}"
+
+    def train(self, dataset: str, configuration: str, fold: str, trainer: str) -> list[str]:
+        """nnU-Net's training."""
+        command = ["nnUNetv2_train", dataset, configuration, fold, "-tr", self.trainer(trainer)]
+        return [*command, "-p", PLANS, "-device", self.device]
+
+    def predict(self, dataset: str, trainer: str, images: str, name: str) -> list[str]:
+        """nnU-Net's prediction."""
+        command = ["nnUNetv2_predict", "-d", dataset, "-c", "3d_fullres", "-f", "all", "-tr", self.trainer(trainer)]
+        command += ["-p", PLANS, "-i", images, "-o", self.path("predicted", name)]
+        return [*command, "-device", self.device, "-npp", "1", "-nps", "1", "--disable_progress_bar"]
+
+    def error_maps(self, *where: str) -> list[str]:
+        """Error maps by A."""
+        command = ["nnunet-anomaly", "error-maps", "-d", "101", "-tr", self.trainer("InpaintingMimic"), "-p", PLANS]
+        return [*command, *where, "-np", "2", "-device", self.device]
+
+    def anomalies(self) -> list[str]:
+        """Anomaly masks, calibrated on the training cases that are known to have no lesion."""
+        cases = load_json(self.folder / "release" / "truth" / "lesions.json")["cases"]
+        healthy = self.folder / "lesion_free_cases.txt"
+        with written_whole(healthy) as temporary:
+            temporary.write_text("".join(f"{case}\n" for case, truth in cases.items() if not truth["has_lesions"]))
+        command = ["nnunet-anomaly", "anomalies", "-i", self.path("test_with_error_maps"), "-d", "201", "-np", "2"]
+        command += ["-s", self.path("cleaned", "aware"), "-o", self.path("anomalies")]
+        return [*command, "--healthy-cases", str(healthy)]
+
+    def evaluate(self) -> list[str]:
+        """All methods, before and after cleaning, against the reference."""
+        names = [f"{name}{suffix}" for suffix in ("", "_cleaned") for name in METHODS]
+        folders = [self.path(stage, name) for stage in ("predicted", "cleaned") for name in METHODS]
+        command = ["nnunet-anomaly", "evaluate", "-ref", str(self.raw("102") / "labelsTr")]
+        for folder in folders:
+            command += ["-pred", folder]
+        return [*command, "--names", *names, "-o", self.path("evaluation"), "-np", "2"]
+
+    def evaluate_anomaly(self) -> list[str]:
+        """Error maps against the true lesions inside bone, beside raw intensity."""
+        command = ["nnunet-anomaly", "evaluate-anomaly", "-ref", self.path("release_test", "truth", "lesions")]
+        command += ["-pred", self.path("test_with_error_maps"), "--channel", "1", "--names", "error_map"]
+        command += ["-m", str(self.raw("102") / "labelsTr"), "--mask-labels", "1", "3"]
+        return [*command, "--baseline", self.path("test_with_error_maps"), "-o", self.path("evaluation_anomaly")]
+
+    def raw(self, dataset: str) -> Path:
+        """Raw folder of a dataset."""
+        return find_dataset_folder(self.folder / "nnUNet_raw", dataset)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV file."""
+    with open(path, newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
