@@ -94,7 +94,7 @@ class nnUNetPlannerAnomaly(ExperimentPlanner):
 class nnUNetPlannerAnomalyTiny(nnUNetPlannerAnomaly):
     """The same with small patches, 8 base features and one convolution a stage: to try things out on a CPU."""
 
-    longest_axis_voxels = 40
+    longest_axis_voxels = 64
 
     def __init__(self, *args: Any, plans_name: str = "nnUNetAnomalyTinyPlans", **kwargs: Any):
         kwargs.setdefault("gpu_memory_target_in_gb", 0.2)

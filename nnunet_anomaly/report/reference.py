@@ -151,7 +151,7 @@ def _section(command: Command) -> str:
     lines.append(markdown_table([_option_row(action, command.parser.prog) for action in actions]))
     for group in command.parser._mutually_exclusive_groups:
         names = ", ".join(_first_name(action) for action in group._group_actions)
-        lines += [f"{'One' if group.required else 'At most one'} of {names} is given.", ""]
+        lines += [f"{'Exactly' if group.required else 'At most'} one of {names}.", ""]
     return "\n".join(lines)
 
 

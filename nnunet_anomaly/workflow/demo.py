@@ -1,4 +1,8 @@
-"""The demo: every stage of the main job on generated knees, as console commands that are printed before they run."""
+"""The demo: every stage of the main job on generated knees, as console commands that are printed before they run.
+
+In 2-D (sagittal slices), because two cores can learn that in minutes; ``3d_fullres`` and ``3d_inpainting`` are the same
+commands with another ``-c``.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,6 @@ from nnunet_anomaly.errors import AnomalyError, InputError
 from nnunet_anomaly.files import find_dataset_folder, load_json, save_json, written_whole
 
 PLANS = "nnUNetAnomalyTinyPlans"
-GRID = ("24", "56", "56")  # of 4.7 x 2.5 x 2.5 mm: what two cores can learn in minutes
 METHODS = {"plain": "plain nnU-Net", "augmentation": "lesion augmentation", "aware": "anomaly-aware"}
 
 
@@ -108,17 +111,17 @@ class Demo:
             self.convert("release", "101", "Knee", "--two-fold"),
             self.convert("release_test", "102", "KneeTest"),
         ]
-        yield "plan and preprocess", [self.preprocess("101", "3d_fullres", "3d_inpainting")]
+        yield "plan and preprocess", [self.preprocess("101", "2d", "2d_inpainting")]
         for fold in ("0", "1"):
-            yield f"G, fold {fold}", [self.train("101", "3d_inpainting", fold, "Inpainting")]
-            yield f"A, fold {fold}", [self.train("101", "3d_inpainting", fold, "InpaintingMimic")]
+            yield f"G, fold {fold}", [self.train("101", "2d_inpainting", fold, "Inpainting")]
+            yield f"A, fold {fold}", [self.train("101", "2d_inpainting", fold, "InpaintingMimic")]
         yield "out-of-fold error maps as a channel", [
             self.error_maps("-o", "Dataset201_KneeErrorMaps"),
-            self.preprocess("201", "3d_fullres"),
+            self.preprocess("201", "2d"),
         ]
-        yield "plain nnU-Net", [self.train("101", "3d_fullres", "all", "Seeded")]
-        yield "lesion augmentation", [self.train("101", "3d_fullres", "all", "AnomalyAugmentation")]
-        yield "anomaly-aware", [self.train("201", "3d_fullres", "all", "AnomalyAware")]
+        yield "plain nnU-Net", [self.train("101", "2d", "all", "Seeded")]
+        yield "lesion augmentation", [self.train("101", "2d", "all", "AnomalyAugmentation")]
+        yield "anomaly-aware", [self.train("201", "2d", "all", "AnomalyAware")]
         images = str(self.raw("102") / "imagesTr")
         yield "error maps of the held-out knees", [
             self.error_maps("-i", images, "-o", self.path("test_with_error_maps"))
@@ -138,7 +141,7 @@ class Demo:
     def phantom(self, cases: int, seed: int, lesions: str, name: str) -> list[str]:
         """Command that makes knees."""
         command = ["nnunet-anomaly", "phantom", "knee", "--cases", str(cases), "--seed", str(seed)]
-        return [*command, "--lesions", lesions, "--grid", *GRID, "-o", self.path(name), "-np", "2"]
+        return [*command, "--lesions", lesions, "-o", self.path(name), "-np", "2"]
 
     def convert(self, name: str, dataset: str, title: str, *more: str) -> list[str]:
         """Command that converts a release."""
@@ -161,13 +164,14 @@ class Demo:
 
     def predict(self, dataset: str, trainer: str, images: str, name: str) -> list[str]:
         """nnU-Net's prediction."""
-        command = ["nnUNetv2_predict", "-d", dataset, "-c", "3d_fullres", "-f", "all", "-tr", self.trainer(trainer)]
+        command = ["nnUNetv2_predict", "-d", dataset, "-c", "2d", "-f", "all", "-tr", self.trainer(trainer)]
         command += ["-p", PLANS, "-i", images, "-o", self.path("predicted", name)]
         return [*command, "-device", self.device, "-npp", "1", "-nps", "1", "--disable_progress_bar"]
 
     def error_maps(self, *where: str) -> list[str]:
         """Error maps by A."""
-        command = ["nnunet-anomaly", "error-maps", "-d", "101", "-tr", self.trainer("InpaintingMimic"), "-p", PLANS]
+        command = ["nnunet-anomaly", "error-maps", "-d", "101", "-c", "2d_inpainting", "-p", PLANS]
+        command += ["-tr", self.trainer("InpaintingMimic")]
         return [*command, *where, "-np", "2", "-device", self.device]
 
     def anomalies(self) -> list[str]:

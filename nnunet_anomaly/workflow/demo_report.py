@@ -58,17 +58,17 @@ def comparison_rows(folder: Path, methods: Mapping[str, str]) -> list[dict[str, 
     """The difference of each other method to the first, for bones and cartilages, Dice and Hausdorff distance."""
     comparison = load_json(folder / "evaluation" / "comparison.json")
     rows = []
-    for row in comparison["rows"]:
-        if row["method"] in methods and row["metric"] in ("dsc", "hd_mm"):
+    for row in comparison["comparisons"]:
+        if row["second"] in methods and row["structure"] in STRUCTURES and row["metric"] in ("dsc", "hd_mm"):
             rows.append(
                 {
-                    "method": methods[row["method"]],
+                    "method": methods[row["second"]],
                     "structure": row["structure"],
-                    "measure": row["metric"],
+                    "measure": {"dsc": "DSC", "hd_mm": "HD mm"}[row["metric"]],
                     "difference": row["mean_difference"],
-                    "from": row["ci_low"],
-                    "to": row["ci_high"],
-                    "p": row["t_p"],
+                    "from": row["ci95_low"],
+                    "to": row["ci95_high"],
+                    "p": row["p_t"],
                     "cases": row["n"],
                 }
             )
