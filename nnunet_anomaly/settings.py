@@ -253,6 +253,7 @@ def _build(cls: type, prefix: str, values: dict[str, Any]) -> Any:
     for entry in fields(cls):
         key, hint = prefix + entry.name, hints[entry.name]
         if is_dataclass(hint):
+            assert isinstance(hint, type)
             arguments[entry.name] = _build(hint, f"{key}.", values)
         elif key in values:
             arguments[entry.name] = _checked(key, values.pop(key), hint, entry.metadata)

@@ -56,7 +56,7 @@ class ReconstructionLogger(LocalLogger):
     def __init__(self, *extra: str):
         super().__init__()
         names = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps", *extra)
-        self.my_fantastic_logging = {name: [] for name in names}
+        self.my_fantastic_logging: dict[str, list] = {name: [] for name in names}
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png: losses and whatever else is logged, over epochs."""
@@ -66,6 +66,7 @@ class ReconstructionLogger(LocalLogger):
 class ReconstructionTrainer(nnUNetTrainer):
     """Base of G and A: an image and its region of interest go in, a reconstruction comes out."""
 
+    _best_ema: float | None
     extra_metrics: tuple[str, ...] = ()
     erase = True  # the network takes the region of interest as its last channel and erases it
 
@@ -263,8 +264,11 @@ class ReconstructionTrainer(nnUNetTrainer):
 
     def bare_network(self) -> InpaintingUNet:
         """The network without what DDP and torch.compile wrap around it."""
-        network = self.network.module if self.is_ddp else self.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
+        network: Any = self.network.module if self.is_ddp else self.network
+        if isinstance(network, OptimizedModule):
+            network = network._orig_mod
+        assert isinstance(network, InpaintingUNet)
+        return network
 
     def case_spacing_mm(self, properties: dict) -> list[float]:
         """Spacing of a preprocessed case: a 2-D configuration keeps each case's own slice distance."""

@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AnomalyError as error:
         print(f"nnunet-anomaly {args.verb}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output, such as head, has had enough
+        sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush at exit
+        return 141
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise

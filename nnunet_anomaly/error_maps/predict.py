@@ -74,7 +74,8 @@ def reconstruct(
         weights[box] += weight
     assert total is not None  # there is always one window
     total /= weights
-    return total[(slice(None), *unpad[1:])].clone()
+    inside = (slice(None), *unpad[1:])
+    return total[inside].clone()
 
 
 def mean_reconstruction(

@@ -45,9 +45,11 @@ class Demo:
 
         options = {"cases": self.cases, "test_cases": self.test_cases, "epochs": self.epochs}
         record = self.folder / "demo.json"
-        state = load_json(record) if record.is_file() else {"options": options, "stages": {}}
+        state: dict[str, Any] = load_json(record) if record.is_file() else {"options": options, "stages": {}}
         if state["options"] != options:
-            raise InputError(f"{self.folder} holds a demo with {state['options']}. Choose another folder, or remove it.")
+            raise InputError(
+                f"{self.folder} holds a demo with {state['options']}. Choose another folder, or remove it."
+            )
         for stage, commands in self.stages():
             if stage in state["stages"]:
                 print(f"== {stage}: done before")
@@ -103,38 +105,54 @@ class Demo:
 
     def stages(self) -> Iterator[tuple[str, list[list[str]]]]:
         """Name and commands of every stage; made one by one, since later ones read what earlier ones wrote."""
-        yield "generate knees", [
-            self.phantom(self.cases, 1, "mild", "release"),
-            self.phantom(self.test_cases, 2, "severe", "release_test"),
-        ]
-        yield "convert", [
-            self.convert("release", "101", "Knee", "--two-fold"),
-            self.convert("release_test", "102", "KneeTest"),
-        ]
+        yield (
+            "generate knees",
+            [
+                self.phantom(self.cases, 1, "mild", "release"),
+                self.phantom(self.test_cases, 2, "severe", "release_test"),
+            ],
+        )
+        yield (
+            "convert",
+            [
+                self.convert("release", "101", "Knee", "--two-fold"),
+                self.convert("release_test", "102", "KneeTest"),
+            ],
+        )
         yield "plan and preprocess", [self.preprocess("101", "2d", "2d_inpainting")]
         for fold in ("0", "1"):
             yield f"G, fold {fold}", [self.train("101", "2d_inpainting", fold, "Inpainting")]
             yield f"A, fold {fold}", [self.train("101", "2d_inpainting", fold, "InpaintingMimic")]
-        yield "out-of-fold error maps as a channel", [
-            self.error_maps("-o", "Dataset201_KneeErrorMaps"),
-            self.preprocess("201", "2d"),
-        ]
+        yield (
+            "out-of-fold error maps as a channel",
+            [
+                self.error_maps("-o", "Dataset201_KneeErrorMaps"),
+                self.preprocess("201", "2d"),
+            ],
+        )
         yield "plain nnU-Net", [self.train("101", "2d", "all", "Seeded")]
         yield "lesion augmentation", [self.train("101", "2d", "all", "AnomalyAugmentation")]
         yield "anomaly-aware", [self.train("201", "2d", "all", "AnomalyAware")]
         images = str(self.raw("102") / "imagesTr")
-        yield "error maps of the held-out knees", [
-            self.error_maps("-i", images, "-o", self.path("test_with_error_maps"))
-        ]
-        yield "predict the held-out knees", [
-            self.predict("101", "Seeded", images, "plain"),
-            self.predict("101", "AnomalyAugmentation", images, "augmentation"),
-            self.predict("201", "AnomalyAware", self.path("test_with_error_maps"), "aware"),
-        ]
-        yield "clean components", [
-            ["nnunet-anomaly", "postprocess", "-i", self.path("predicted", name), "-o", self.path("cleaned", name)]
-            for name in METHODS
-        ]
+        yield (
+            "error maps of the held-out knees",
+            [self.error_maps("-i", images, "-o", self.path("test_with_error_maps"))],
+        )
+        yield (
+            "predict the held-out knees",
+            [
+                self.predict("101", "Seeded", images, "plain"),
+                self.predict("101", "AnomalyAugmentation", images, "augmentation"),
+                self.predict("201", "AnomalyAware", self.path("test_with_error_maps"), "aware"),
+            ],
+        )
+        yield (
+            "clean components",
+            [
+                ["nnunet-anomaly", "postprocess", "-i", self.path("predicted", name), "-o", self.path("cleaned", name)]
+                for name in METHODS
+            ],
+        )
         yield "anomaly masks", [self.anomalies()]
         yield "evaluate", [self.evaluate(), self.evaluate_anomaly()]
 

@@ -81,8 +81,8 @@ def detection_rows(folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "map": name,
-            "average precision, pooled": result["pooled"]["average_precision"],
-            "best Dice, pooled": result["pooled"]["best_dice"],
+            "average precision, pooled": result["pooled"]["average_precision_pooled"],
+            "best Dice, pooled": result["pooled"]["best_dice_pooled"],
         }
         for name, result in results.items()
     ]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_anomaly.error_maps import collect
-from nnunet_anomaly.error_maps.model import ReconstructionModel, case_maps, load_model, prepare_case
+from nnunet_anomaly.error_maps.model import PreparedCase, ReconstructionModel, case_maps, load_model, prepare_case
 from nnunet_anomaly.error_maps.predict import save_in_original_geometry
 from nnunet_anomaly.errors import InputError, LeakageError
 from nnunet_anomaly.files import FATAL_ERRNOS, Outcome, find_dataset_folder, load_json, nnunet_folder, place, save_json
@@ -50,6 +51,11 @@ class Job:
             raise InputError(
                 f"{model} does not exist. Train it first: nnUNetv2_train {raw.name} {args.configuration} 0 "
                 f"-tr {args.trainer} -p {args.plans}"
+            )
+        ending = load_json(raw / "dataset.json")["file_ending"]
+        if ending != ".nii.gz":
+            raise InputError(
+                f"{raw.name} has {ending} files. Error maps are made for .nii.gz datasets only; convert it."
             )
         if args.device == "cuda" and not torch.cuda.is_available():
             raise InputError("There is no CUDA device here; give -device cpu.")
@@ -91,8 +97,19 @@ class Job:
 
 
 def derive(job: Job) -> Outcome:
-    """Collect the maps of all folds into a derived dataset; with ``masks_from`` they are made by two passes first."""
+    """Collect the maps of all folds into a derived dataset; with ``masks_from`` they are made by two passes first.
+
+    Raises:
+        LeakageError: the maps would be those of G's own validation, in which the reference labels were erased.
+    """
     target = _target_folder(job)
+    trainer = recursive_find_trainer_class_by_name(job.model.name.split("__")[0])
+    if getattr(trainer, "erase", False) and not job.masks_from:
+        raise LeakageError(
+            f"{trainer.__name__} erases what a mask marks, and in its validation that is the reference: such error "
+            "maps tell S where the labels are, and new images have none. Give --masks-from (two passes), or take the "
+            "maps of nnUNetTrainerInpaintingMimic."
+        )
     collect.check_target(target, job.origin())
     splits = load_json(job.preprocessed / "splits_final.json")
     cases = collect.case_names(job.raw / "imagesTr", job.dataset_json["file_ending"])
@@ -145,13 +162,18 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
     model = load_model(job.model, job.folds, job.checkpoint)
     origin = job.origin() | {"folds": job.folds, "checkpoint": job.checkpoint}
     _claim(output, origin)
+
+    def place_images(files: list[Path]) -> None:
+        for path in files:
+            place(path, output / path.name, copy=job.copy)
+
     with _masks(job, images, cases) as mask_of:
         return _run(
             job,
             model,
             [(case, job.images(images, case), mask_of(case)) for case in cases],
             lambda case, files: output / f"{case}_{len(files):04d}{ending}",
-            lambda case, files: [place(path, output / path.name, copy=job.copy) for path in files],
+            place_images,
         )
 
 
@@ -192,7 +214,6 @@ def _two_pass_fold(job: Job, fold: int, split: collect.Split) -> tuple[Outcome, 
         model,
         [(case, job.images(job.raw / "imagesTr", case), masks / f"{case}{ending}") for case in cases],
         lambda case, files: folder / "error_maps" / f"{case}{ending}",
-        lambda case, files: None,
     )
     maps = {case: folder / "error_maps" / f"{case}{ending}" for case in cases}
     return outcome, collect.FoldMaps(fold, maps, split["train"], folder)
@@ -253,62 +274,72 @@ def _run(
     model: ReconstructionModel,
     cases: Sequence[tuple[str, list[Path], Path | None]],
     target_of: Callable[[str, list[Path]], Path],
-    place_images: Callable[[str, list[Path]], Any],
+    place_images: Callable[[list[Path]], None] | None = None,
 ) -> Outcome:
     """Prepare cases in the background, reconstruct them here, write them in the background; finished ones are kept."""
     from tqdm import tqdm
 
-    outcome = Outcome()
-    todo = []
-    for case, files, mask in cases:
-        if target_of(case, files).is_file():
-            outcome.skipped.append(case)
-        else:
-            todo.append((case, files, mask))
-    ahead = max(2, job.num_processes)
-    with ProcessPoolExecutor(max(1, job.num_processes), mp_context=get_context("spawn")) as pool:
-        waiting = deque(todo)
-        prepared: deque[tuple[str, list[Path], Future]] = deque()
-        writing: list[tuple[str, Future]] = []
-        with tqdm(total=len(cases), initial=len(outcome.skipped), desc="Error maps", unit="case") as bar:
-            while waiting or prepared:
-                while waiting and len(prepared) < ahead:
-                    case, files, mask = waiting.popleft()
-                    future = pool.submit(
-                        prepare_case, files, mask, model.plans, model.configuration, model.dataset_json
-                    )
-                    prepared.append((case, files, future))
-                case, files, future = prepared.popleft()
-                try:
-                    ready = future.result()
-                    error, reconstruction = case_maps(model, ready, job.device)
-                    place_images(case, files)
-                except Exception as problem:
-                    _note_failure(outcome, case, problem)
-                    bar.update()
-                    continue
-                maps = [(error, [target_of(case, files)])]
-                if job.reconstructions:
-                    names = [job.reconstructions / path.name for path in files]
-                    maps.insert(0, (reconstruction, names))
-                for values, paths in maps:
-                    future = pool.submit(
-                        save_in_original_geometry,
-                        values,
-                        paths,
-                        ready.properties,
-                        model.plans,
-                        model.configuration.spacing,
-                    )
-                    writing.append((case, future))
-                bar.update()
-        for case, future in writing:
+    todo = [(case, files, mask) for case, files, mask in cases if not target_of(case, files).is_file()]
+    outcome = Outcome(skipped=[case for case, files, _ in cases if target_of(case, files).is_file()])
+    with (
+        ProcessPoolExecutor(max(1, job.num_processes), mp_context=get_context("spawn")) as pool,
+        tqdm(total=len(cases), initial=len(outcome.skipped), desc="Error maps", unit="case") as bar,
+    ):
+        writing: list[tuple[str, Future[None]]] = []
+        for case, files, preparing in _prepared_ahead(pool, model, todo, max(2, job.num_processes)):
             try:
-                future.result()
+                writing += [
+                    (case, future) for future in _map_case(job, model, pool, files, target_of(case, files), preparing)
+                ]
+                if place_images:
+                    place_images(files)
+            except Exception as problem:
+                _note_failure(outcome, case, problem)
+            bar.update()
+        for case, written in writing:
+            try:
+                written.result()
             except Exception as problem:
                 _note_failure(outcome, case, problem)
     outcome.done = [case for case, _, _ in todo if case not in outcome.failed]
     return outcome
+
+
+def _prepared_ahead(
+    pool: ProcessPoolExecutor,
+    model: ReconstructionModel,
+    todo: Sequence[tuple[str, list[Path], Path | None]],
+    ahead: int,
+) -> Iterator[tuple[str, list[Path], Future[PreparedCase]]]:
+    """Cases in order, each with its preprocessing under way; never more than ``ahead`` wait in memory."""
+    waiting = deque(todo)
+    started: deque[tuple[str, list[Path], Future[PreparedCase]]] = deque()
+    while waiting or started:
+        while waiting and len(started) < ahead:
+            case, files, mask = waiting.popleft()
+            arguments = (files, mask, model.plans, model.configuration, model.dataset_json)
+            started.append((case, files, pool.submit(prepare_case, *arguments)))
+        yield started.popleft()
+
+
+def _map_case(
+    job: Job,
+    model: ReconstructionModel,
+    pool: ProcessPoolExecutor,
+    files: list[Path],
+    target: Path,
+    preparing: Future[PreparedCase],
+) -> list[Future[None]]:
+    """Reconstruct one case and have its maps written, the error map last: where it is, the case is finished."""
+    case = preparing.result()
+    error, reconstruction = case_maps(model, case, job.device)
+    maps = [(error, [target])]
+    if job.reconstructions:
+        maps.insert(0, (reconstruction, [job.reconstructions / path.name for path in files]))
+    return [
+        pool.submit(save_in_original_geometry, values, paths, case.properties, model.plans, model.configuration.spacing)
+        for values, paths in maps
+    ]
 
 
 def _note_failure(outcome: Outcome, case: str, problem: Exception) -> None:
