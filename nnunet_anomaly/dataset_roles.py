@@ -22,7 +22,7 @@ def error_channels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
     Raises:
         InputError: a role is unknown, an error map is followed by an image or is not named ``noNorm``.
     """
-    names = dataset_json["channel_names"]
+    names = channel_names(dataset_json)
     roles = dataset_json.get(KEY, {}).get("channel_roles", {})
     for index, role in roles.items():
         if role not in (IMAGE, ERROR_MAP) or index not in names:
@@ -44,7 +44,20 @@ def error_channels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
 
 def image_channels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
     """Indices of the channels that are images."""
-    return tuple(range(len(dataset_json["channel_names"]) - len(error_channels(dataset_json))))
+    return tuple(range(len(channel_names(dataset_json)) - len(error_channels(dataset_json))))
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> Mapping[str, str]:
+    """Name of every channel; old datasets call the key ``modality``, as nnU-Net still allows."""
+    return dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"]
+
+
+def all_labels(dataset_json: Mapping[str, Any]) -> set[int]:
+    """Every label value but background, those inside regions too."""
+    values: set[int] = set()
+    for value in dataset_json["labels"].values():
+        values.update([value] if isinstance(value, int) else value)
+    return values - {0}
 
 
 def roi_labels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:

@@ -265,7 +265,12 @@ def is_up_to_date(record: Path, source: Any) -> bool:
 
 
 def place(source: Path, target: Path, *, copy: bool) -> None:
-    """Put ``source`` at ``target``: a relative symbolic link, or a copy; an existing target is replaced."""
+    """Put ``source`` at ``target``: a relative symbolic link, or a copy; an existing target is replaced.
+
+    Where ``target`` is the source itself, nothing happens: a link to itself would lose the file.
+    """
+    if target.exists() and not target.is_symlink() and source.resolve() == target.resolve():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     if copy:
         with written_whole(target) as temporary:
@@ -291,7 +296,13 @@ class Outcome:
         return 1 if self.failed else 0
 
 
-def _end_with_parent() -> None:
+def remove_left_overs(folder: Path) -> None:
+    """Remove temporary files that a killed run left in a folder: nnU-Net would take them for cases."""
+    for path in folder.rglob(".partial_*"):
+        path.unlink(missing_ok=True)
+
+
+def end_with_parent() -> None:
     """Make this worker end when its parent is killed: a left-over worker would write into the next run's files."""
     parent = multiprocessing.parent_process()
 
@@ -345,7 +356,7 @@ def run_cases(
         else:
             context = multiprocessing.get_context("spawn")
             workers = min(num_processes, len(cases))
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
                 futures = {pool.submit(function, *arguments): name for name, arguments in cases}
                 try:
                     for future in as_completed(futures):

@@ -64,7 +64,7 @@ class InpaintingSettings:
         "interpolated",
         "transposed",
     )
-    learning_rate: float = setting("Initial learning rate of Adam.", 5e-4, minimum=0)
+    learning_rate: float = setting("Initial learning rate of Adam.", 5e-4, minimum=1e-8)
     learning_rate_schedule: Literal["constant", "poly"] = setting(
         "Constant as in the paper, or nnU-Net's polynomial decay.", "poly", "constant"
     )
@@ -109,7 +109,9 @@ class CorruptionSettings:
 
     probability: float = setting("Probability that a training patch gets lesions.", 0.5, minimum=0, maximum=1)
     max_lesions: int = setting("At most this many lesions in a patch.", 3, minimum=1)
-    radius_mm: tuple[float, float] = setting("Smallest and largest radius; derived from the image size.", (3.0, 12.0))
+    radius_mm: tuple[float, float] = setting(
+        "Smallest and largest radius; derived from the image size.", (3.0, 12.0), minimum=0.1
+    )
     contrast_sd: tuple[float, float] = setting(
         "Smallest and largest contrast, in standard deviations of the region's intensity.", (0.7, 3.0), minimum=0
     )
@@ -217,6 +219,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     known = dict(all_fields())
     if key not in known:
         raise SettingsError(f"Unknown setting '{key}'{_nearest(key, known)}.")
+    if key == "preset":
+        raise SettingsError("'preset' is a name for many values; give --preset instead of --set preset.")
     try:
         return key, json.loads(raw)
     except json.JSONDecodeError:

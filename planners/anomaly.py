@@ -100,6 +100,10 @@ class nnUNetPlannerAnomalyTiny(nnUNetPlannerAnomaly):
         kwargs.setdefault("gpu_memory_target_in_gb", 0.2)
         super().__init__(*args, plans_name=plans_name, **kwargs)
         self.UNet_base_num_features = 8
-        self.UNet_reference_val_corresp_bs_2d = 4  # nnU-Net's 12 would make slices as slow as volumes
         self.UNet_max_features_2d = self.UNet_max_features_3d = 64
         self.UNet_blocks_per_stage_encoder = self.UNet_blocks_per_stage_decoder = (1,) * 14
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """As above, with few slices in a batch: what nnU-Net takes for a GPU makes 2-D as slow as 3-D here."""
+        plans["configurations"]["2d"]["batch_size"] = min(plans["configurations"]["2d"]["batch_size"], 6)
+        super().save_plans(plans)

@@ -102,6 +102,18 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
+@pytest.fixture(scope="session")
+def write_tiny_image() -> Callable[[Path, int], np.ndarray]:
+    """Write the image of tiny case ``index`` to a path and return its array."""
+
+    def write(path: Path, index: int) -> np.ndarray:
+        image, _ = tiny_case(index)
+        write_image(path, image)
+        return image
+
+    return write
+
+
 @pytest.fixture
 def new_trainer(planned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     """Make a trainer of ours, or nnU-Net's, on the tiny dataset: in this process, two steps an epoch.

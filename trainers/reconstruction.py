@@ -35,12 +35,14 @@ from nnunet_anomaly.augmentation.protected_channels import insert_after_resampli
 from nnunet_anomaly.augmentation.roi import RoiChannelTransform, region_of_interest
 from nnunet_anomaly.dataset_roles import error_channels
 from nnunet_anomaly.error_maps.predict import error_map, reconstruct, save_in_original_geometry
-from nnunet_anomaly.errors import InputError
-from nnunet_anomaly.files import save_json
+from nnunet_anomaly.errors import InputError, SettingsError
+from nnunet_anomaly.files import end_with_parent, save_json
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import AnomalySettings
 
+SPLIT_RECORD = "split.json"  # in the fold's folder: the cases that the network learns from
+SCHEME = "ZScoreClipped01Normalization"
 SPATIAL = (
     SpatialTransform,
     MirrorTransform,
@@ -85,11 +87,27 @@ class ReconstructionTrainer(nnUNetTrainer):
                 "dataset that it was derived from."
             )
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.check_scale()
+        self.validated_checkpoint = "checkpoint_final.pth"
         self.logger.local_logger = ReconstructionLogger(*self.extra_metrics)
         self.initial_lr = self.settings.inpainting.learning_rate
         self.weight_decay = 0.0
         self.num_epochs = self.settings.inpainting.epochs
         self.enable_deep_supervision = False
+
+    def check_scale(self) -> None:
+        """Error maps need intensities in [0, 1].
+
+        Raises:
+            SettingsError: the configuration normalises in another way.
+        """
+        schemes = set(self.configuration_manager.normalization_schemes)
+        if schemes != {SCHEME}:
+            raise SettingsError(
+                f"{type(self).__name__} needs images normalised by {SCHEME}, but configuration "
+                f"'{self.configuration_name}' has {', '.join(sorted(schemes))}. Train it on 3d_inpainting or "
+                "2d_inpainting of plans made by -pl nnUNetPlannerAnomaly."
+            )
 
     # -- network, loss, optimiser -------------------------------------------------------------------------------------
 
@@ -156,6 +174,25 @@ class ReconstructionTrainer(nnUNetTrainer):
         roi = self.settings.roi
         return RoiChannelTransform(roi.labels, roi.dilation_mm, self.configuration_manager.spacing)
 
+    def on_train_start(self) -> None:
+        """As nnU-Net, and write down which cases this network learns from."""
+        super().on_train_start()
+        if self.local_rank == 0:
+            training_cases, held_out = self.do_split()
+            split = {"train": sorted(training_cases), "val": sorted(held_out)}
+            save_json(split, Path(self.output_folder) / SPLIT_RECORD)
+
+    def on_train_end(self) -> None:
+        """As nnU-Net; what is validated next is the final checkpoint."""
+        super().on_train_end()
+        self.validated_checkpoint = "checkpoint_final.pth"
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net, and remember which one it is, for the record of error maps."""
+        super().load_checkpoint(filename_or_checkpoint)
+        if isinstance(filename_or_checkpoint, str):
+            self.validated_checkpoint = Path(filename_or_checkpoint).name
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def input_and_target(self, data: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -184,14 +221,12 @@ class ReconstructionTrainer(nnUNetTrainer):
             self.logger.log("val_losses" if name == "loss" else name, mean, self.current_epoch)
 
     def mean_over_gpus(self, values: list[float]) -> float:
-        """Mean of finite values, gathered from every GPU; NaN when there is none."""
+        """Mean of the values of every GPU; one that is not finite shows in it."""
         gathered: list[Any] = [values]
         if self.is_ddp:
             gathered = [None] * distributed.get_world_size()
             distributed.all_gather_object(gathered, values)
-        flat = np.array([value for part in gathered for value in part])
-        finite = flat[np.isfinite(flat)]
-        return float(finite.mean()) if finite.size else float("nan")
+        return float(np.mean([value for part in gathered for value in part]))
 
     def on_epoch_end(self) -> None:
         """Log, keep the latest checkpoint now and then and the best by validation loss."""
@@ -202,7 +237,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         # nnU-Net's checkpoints have one slot for the best value so far, named after Dice; ours is a loss
-        if self._best_ema is None or values["val_losses"] < self._best_ema:
+        if values["val_losses"] < (float("inf") if self._best_ema is None else self._best_ema):
             self._best_ema = values["val_losses"]
             self.print_to_log_file(f"New best validation loss: {self._best_ema:.6f}")
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
@@ -220,7 +255,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         dataset = self.dataset_class(self.preprocessed_dataset_folder, mine)
         context = multiprocessing.get_context("spawn")
         workers = default_num_processes if len(mine) > 1 else 1
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
             writing = [job for case in mine for job in self.validate_case(case, dataset, folder, pool)]
             for job in writing:
                 job.result()
@@ -233,11 +268,13 @@ class ReconstructionTrainer(nnUNetTrainer):
                 "configuration": self.configuration_name,
                 "fold": self.fold,
                 "epochs": self.current_epoch,
+                "checkpoint": self.validated_checkpoint,
                 "training_cases": sorted(training_cases),
                 "held_out_cases": sorted(held_out),
             }
             save_json(record, folder / "error_maps.json")
-            self.print_to_log_file(f"Error maps of {len(held_out)} held-out cases are in {folder / 'error_maps'}")
+            kind = "training" if set(training_cases) & set(held_out) else "held-out"
+            self.print_to_log_file(f"Error maps of {len(held_out)} {kind} cases are in {folder / 'error_maps'}")
 
     def validate_case(self, case: str, dataset: Any, folder: Path, pool: ProcessPoolExecutor) -> list[Any]:
         """Reconstruct one case here and have its maps written in the background."""
@@ -251,7 +288,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         network = self.bare_network()
         network_input = torch.cat((image, inside.float())) if self.erase else image
         reconstruction = reconstruct(network, network_input, self.configuration_manager.patch_size, self.device)
-        error = error_map(image, reconstruction)
+        error = error_map(image, reconstruction, torch.from_numpy(np.asarray(segmentation[:1]) >= 0))
         means = [float(error[where].mean()) if where.any() else float("nan") for where in (inside, ~inside)]
         self.print_to_log_file(f"{case}: mean error inside the region {means[0]:.6f}, outside {means[1]:.6f}")
         names = [folder / "reconstructions" / f"{case}_{channel:04d}.nii.gz" for channel in range(len(image))]

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings; write them when something was changed."""
+    from nnunet_anomaly.errors import SettingsError
     from nnunet_anomaly.files import find_dataset_folder, load_json, nnunet_folder, save_json
     from nnunet_anomaly.planners.anomaly import write_settings
     from nnunet_anomaly.settings import parse_assignment
@@ -43,11 +44,15 @@ def run(args: argparse.Namespace) -> int:
     values = dict(parse_assignment(text) for text in args.assignments)
     plans = load_json(path)
     settings = _starting_point(plans, folder, args.preset, args.add_block).with_values(values)
+    _check_against_data(settings, plans, folder)
     if values or args.preset or args.add_block or args.save_as:
         name = args.save_as or args.plans
         plans["plans_name"] = name
+        plans = write_settings(plans, settings)
         path = folder / f"{name}.json"
-        save_json(write_settings(plans, settings), path)
+        if args.save_as and path.is_file() and load_json(path) != plans:
+            raise SettingsError(f"{path} already exists and differs. Choose another name for --save-as, or remove it.")
+        save_json(plans, path)
         print(f"Written to {path}")
     else:
         print(f"Settings in {path}")
@@ -74,6 +79,30 @@ def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add
             preset or "robust",
         )
     return AnomalySettings.from_plans(plans)
+
+
+def _check_against_data(settings: Any, plans: dict[str, Any], folder: Path) -> None:
+    """Refuse labels that the dataset does not have, and a scale of intensities other than that of preprocessed data."""
+    from nnunet_anomaly.dataset_roles import all_labels
+    from nnunet_anomaly.errors import SettingsError
+    from nnunet_anomaly.files import load_json
+
+    known = all_labels(load_json(folder / "dataset.json"))
+    wrong = sorted(set(settings.roi.labels) - known)
+    if wrong or not settings.roi.labels:
+        raise SettingsError(f"roi.labels is {list(settings.roi.labels)}; the dataset's labels are {sorted(known)}.")
+    properties = plans["foreground_intensity_properties_per_channel"].values()
+    before = {entry["anomaly_clip_sd"] for entry in properties if "anomaly_clip_sd" in entry}
+    done = [
+        name
+        for name, configuration in plans["configurations"].items()
+        if name.endswith("_inpainting") and any((folder / configuration["data_identifier"]).glob("*.b2nd"))
+    ]
+    if done and before and before != {settings.error_map.clip_sd}:
+        raise SettingsError(
+            f"error_map.clip_sd is part of the preprocessed data of {', '.join(done)}, which had {before.pop()}. Plan "
+            "under another name (nnUNetv2_plan_experiment -overwrite_plans_name), change it there, then preprocess."
+        )
 
 
 def _print_settings(settings: Any) -> None:

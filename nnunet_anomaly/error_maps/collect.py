@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_anomaly.dataset_roles import ERROR_MAP, IMAGE, KEY
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
-from nnunet_anomaly.files import load_json, place, save_json
+from nnunet_anomaly.files import load_json, place, remove_left_overs, save_json
 
 Split = Mapping[str, Sequence[str]]
 DERIVED_FROM = "derived_from"
@@ -25,15 +25,36 @@ class FoldMaps:
     source: Path
 
 
-def fold_maps(model_folder: Path, fold: int, split: Split, command: str) -> FoldMaps:
+def fold_maps(model_folder: Path, fold: int, split: Split, checkpoint: str, command: str) -> FoldMaps:
     """Error maps that a reconstruction trainer's validation wrote for its held-out fold.
 
     Raises:
         MissingCheckpointError: the fold has not been validated; the message has the command.
         LeakageError: the network was trained with other folds than the split says.
+        InputError: a map is missing, or the maps are by another checkpoint than asked for.
     """
     folder = model_folder / f"fold_{fold}" / "validation"
-    record_path = folder / "error_maps.json"
+    record = fold_record(model_folder, fold, split, command)
+    if record["checkpoint"] != checkpoint:
+        flag = "--val_best" if checkpoint == "checkpoint_best.pth" else "--val"
+        raise InputError(
+            f"The maps in {folder} are by {record['checkpoint']}, not {checkpoint}. Make them again: {command} {flag}"
+        )
+    maps = {case: folder / "error_maps" / f"{case}.nii.gz" for case in record["held_out_cases"]}
+    absent = sorted(case for case, path in maps.items() if not path.is_file())
+    if absent:
+        raise InputError(f"Fold {fold} lacks the error maps of {', '.join(absent)}. Make them again: {command} --val")
+    return FoldMaps(fold, maps, record["training_cases"], folder / "error_maps.json")
+
+
+def fold_record(model_folder: Path, fold: int, split: Split, command: str) -> dict[str, Any]:
+    """What a reconstruction trainer wrote down of a fold; its cases are those of the split.
+
+    Raises:
+        MissingCheckpointError: the fold has not been validated; the message has the command.
+        LeakageError: the network was trained with other folds than the split says.
+    """
+    record_path = model_folder / f"fold_{fold}" / "validation" / "error_maps.json"
     if not record_path.is_file():
         raise MissingCheckpointError(
             f"Fold {fold} is missing: {record_path} does not exist. Train it to its end (or, when it is trained, make "
@@ -45,11 +66,7 @@ def fold_maps(model_folder: Path, fold: int, split: Split, command: str) -> Fold
             f"{record_path} lists other cases than fold {fold} of splits_final.json: the split changed since that "
             f"training. Train this fold again: {command}"
         )
-    maps = {case: folder / "error_maps" / f"{case}.nii.gz" for case in record["held_out_cases"]}
-    absent = sorted(case for case, path in maps.items() if not path.is_file())
-    if absent:
-        raise InputError(f"Fold {fold} lacks the error maps of {', '.join(absent)}. Make them again: {command} --val")
-    return FoldMaps(fold, maps, record["training_cases"], record_path)
+    return record
 
 
 def out_of_fold(folds: Sequence[FoldMaps], cases: Sequence[str], allow_leak: bool = False) -> dict[str, Path]:
@@ -126,7 +143,10 @@ def check_target(folder: Path, origin: Mapping[str, Any]) -> None:
             return
     elif load_json(description).get(KEY, {}).get(DERIVED_FROM) == dict(origin):
         return
-    raise InputError(f"{folder} already holds another dataset. Choose another number or name, or remove it.")
+    raise InputError(
+        f"{folder} already holds another dataset (or was made from other checkpoints). Choose another number or name, "
+        "or remove it."
+    )
 
 
 def write_derived_dataset(
@@ -134,6 +154,8 @@ def write_derived_dataset(
 ) -> None:
     """Write the derived dataset: images and labels linked or copied, error maps, splits, and dataset.json last."""
     check_target(target, origin)
+    if target.is_dir():
+        remove_left_overs(target)
     save_json(dict(origin), target / ".derived.json")
     description = load_json(source / "dataset.json")
     ending = description["file_ending"]

@@ -15,6 +15,7 @@ import torch
 from nnunet_anomaly.augmentation.roi import closed_and_filled_region, region_of_interest
 from nnunet_anomaly.error_maps.predict import error_map, mean_reconstruction
 from nnunet_anomaly.errors import GeometryError, InputError, MissingCheckpointError, SettingsError
+from nnunet_anomaly.files import read_image
 from nnunet_anomaly.settings import AnomalySettings
 
 
@@ -38,9 +39,10 @@ class ReconstructionModel:
 
 @dataclass
 class PreparedCase:
-    """A case on the grid of a configuration: image (C, ...), labels (1, ...) or None, nnU-Net's properties."""
+    """A case on the grid of a configuration: image (C, ...), its non-zero region and labels or None (1, ...)."""
 
     image: np.ndarray
+    inside: np.ndarray
     labels: np.ndarray | None
     properties: dict[str, Any]
 
@@ -64,13 +66,14 @@ def load_model(
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints advice that does not apply here
         predictor.initialize_from_trained_model_folder(str(folder), tuple(folds or available), checkpoint)
-    if not hasattr(predictor.network, "erase"):
+    network = getattr(predictor.network, "_orig_mod", predictor.network)  # nnU-Net compiles where it is told to
+    if not hasattr(network, "erase"):
         raise SettingsError(
             f"{folder.name} is not a reconstruction model. Error maps come from nnUNetTrainerInpaintingMimic, or from "
             "nnUNetTrainerInpainting with --masks-from."
         )
     return ReconstructionModel(
-        predictor.network,
+        network,
         predictor.list_of_parameters,
         predictor.plans_manager,
         predictor.configuration_manager,
@@ -93,13 +96,10 @@ def prepare_case(
     if len(images) != expected:
         raise InputError(f"{len(images)} channels, but the model takes {expected}: {[path.name for path in images]}")
     for path in [*images, *([mask] if mask else [])]:
-        if not path.is_file():
-            raise InputError(f"{path} does not exist.")
+        read_image(path)  # nnU-Net's reader would take a file that is cut off, and NaN as 0
     reader = plans.image_reader_writer_class()
     data, properties = reader.read_images([str(path) for path in images])
     for channel, path in zip(data, images, strict=True):
-        if not np.isfinite(channel).all():
-            raise InputError(f"{path} has voxels that are not finite numbers (NaN or infinity).")
         if not channel.any():
             raise InputError(f"{path} is zero everywhere.")
     labels = None
@@ -111,7 +111,7 @@ def prepare_case(
     data, labels_on_grid, properties = preprocessor.run_case_npy(
         data, labels, properties, plans, configuration, dataset_json
     )
-    return PreparedCase(data, None if labels is None else labels_on_grid, properties)
+    return PreparedCase(data, labels_on_grid >= 0, None if labels is None else labels_on_grid, properties)
 
 
 def case_maps(
@@ -132,7 +132,7 @@ def case_maps(
     reconstruction = mean_reconstruction(
         model.network, model.parameters, network_input, model.configuration.patch_size, device
     )
-    return error_map(image, reconstruction), reconstruction
+    return error_map(image, reconstruction, torch.from_numpy(case.inside)), reconstruction
 
 
 def two_pass_region(model: ReconstructionModel, case: PreparedCase) -> np.ndarray:

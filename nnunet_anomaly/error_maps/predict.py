@@ -22,11 +22,15 @@ from nnunet_anomaly.errors import GeometryError, InputError
 from nnunet_anomaly.files import save_volume
 
 
-def error_map(image: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
-    """E = (x - A(x))^2 (Woo, section 2.2), averaged over image channels: two (C, ...) float32 to (1, ...)."""
+def error_map(image: torch.Tensor, reconstruction: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """E = (x - A(x))^2 (Woo, section 2.2), averaged over image channels: two (C, ...) float32 to (1, ...).
+
+    ``inside`` (1, ...) is nnU-Net's non-zero region. E is 0 outside it, or else an image with a black background would
+    be normalised over another region once E is one of its channels.
+    """
     if image.shape != reconstruction.shape:
         raise GeometryError(f"The image is {tuple(image.shape)} but its reconstruction {tuple(reconstruction.shape)}.")
-    return (image - reconstruction).square().mean(0, keepdim=True)
+    return (image - reconstruction).square().mean(0, keepdim=True) * inside
 
 
 def windows(shape: Sequence[int], patch_size: Sequence[int], step: float) -> Iterator[tuple[Any, ...]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +22,18 @@ from nnunet_anomaly.error_maps import collect
 from nnunet_anomaly.error_maps.model import PreparedCase, ReconstructionModel, case_maps, load_model, prepare_case
 from nnunet_anomaly.error_maps.predict import save_in_original_geometry
 from nnunet_anomaly.errors import InputError, LeakageError
-from nnunet_anomaly.files import FATAL_ERRNOS, Outcome, find_dataset_folder, load_json, nnunet_folder, place, save_json
+from nnunet_anomaly.files import (
+    FATAL_ERRNOS,
+    Outcome,
+    end_with_parent,
+    find_dataset_folder,
+    load_json,
+    nnunet_folder,
+    place,
+    read_image,
+    remove_left_overs,
+    save_json,
+)
 
 
 @dataclass
@@ -81,9 +95,36 @@ class Job:
         """The source dataset's description."""
         return load_json(self.raw / "dataset.json")
 
-    def origin(self) -> dict[str, Any]:
-        """What the maps are made from; written beside them, so that a rerun knows its own work."""
-        return {"dataset": self.raw.name, "model": self.model.name, "masks_from": self.masks_from}
+    def origin(self, folds: Sequence[int]) -> dict[str, Any]:
+        """What the maps are made from; written beside them, so that a rerun knows its own work from another's."""
+        masks = self.masks_folder()
+        stamps = {self.model.name: _stamps(self.model, folds, self.checkpoint)}
+        if masks is not None and (masks / "plans.json").is_file():
+            stamps[masks.name] = _stamps(masks, self.folds or _folds_of(masks, "checkpoint_final.pth"))
+        return {
+            "dataset": self.raw.name,
+            "model": self.model.name,
+            "checkpoint": self.checkpoint,
+            "masks_from": masks.name if masks else None,
+            "checkpoint_sizes_and_times": stamps,
+        }
+
+    def all_folds(self) -> list[int]:
+        """The folds asked for, else all that have the checkpoint."""
+        return sorted(self.folds) if self.folds else _folds_of(self.model, self.checkpoint)
+
+    def masks_folder(self) -> Path | None:
+        """Folder of the segmentation model, or of label maps, that says what is erased.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        if self.masks_from is None:
+            return None
+        for folder in (self.results / self.masks_from, Path(self.masks_from)):
+            if folder.is_dir():
+                return folder
+        raise InputError(f"--masks-from: neither {self.results / self.masks_from} nor {self.masks_from} is a folder.")
 
     def command(self, fold: int) -> str:
         """The command that trains a fold of the model."""
@@ -103,15 +144,16 @@ def derive(job: Job) -> Outcome:
         LeakageError: the maps would be those of G's own validation, in which the reference labels were erased.
     """
     target = _target_folder(job)
-    trainer = recursive_find_trainer_class_by_name(job.model.name.split("__")[0])
-    if getattr(trainer, "erase", False) and not job.masks_from:
+    erases = bool(getattr(recursive_find_trainer_class_by_name(job.model.name.split("__")[0]), "erase", False))
+    if erases and not job.masks_from:
         raise LeakageError(
-            f"{trainer.__name__} erases what a mask marks, and in its validation that is the reference: such error "
-            "maps tell S where the labels are, and new images have none. Give --masks-from (two passes), or take the "
-            "maps of nnUNetTrainerInpaintingMimic."
+            f"{job.model.name} erases what a mask marks, and in its validation that is the reference: such error maps "
+            "tell S where the labels are, and new images have none. Give --masks-from (two passes), or take the maps "
+            "of nnUNetTrainerInpaintingMimic."
         )
-    collect.check_target(target, job.origin())
     splits = load_json(job.preprocessed / "splits_final.json")
+    origin = job.origin(range(len(splits)))
+    collect.check_target(target, origin)
     cases = collect.case_names(job.raw / "imagesTr", job.dataset_json["file_ending"])
     outcome, folds = Outcome(), []
     for fold, split in enumerate(splits):
@@ -120,11 +162,11 @@ def derive(job: Job) -> Outcome:
             outcome.failed.update(made.failed)
             folds.append(maps)
         else:
-            folds.append(collect.fold_maps(job.model, fold, split, job.command(fold)))
+            folds.append(collect.fold_maps(job.model, fold, split, job.checkpoint, job.command(fold)))
     if outcome.failed:
         return outcome
     chosen = collect.out_of_fold(folds, cases, job.allow_leak)
-    collect.write_derived_dataset(job.raw, target, chosen, splits, job.origin(), job.copy)
+    collect.write_derived_dataset(job.raw, target, chosen, splits, origin, job.copy)
     outcome.done.extend(chosen)
     if job.test and (job.raw / "imagesTs").is_dir():
         tested = for_new_images(job, job.raw / "imagesTs", target / "imagesTs")
@@ -134,10 +176,11 @@ def derive(job: Job) -> Outcome:
         if (job.raw / "labelsTs").is_dir():
             for label in sorted((job.raw / "labelsTs").iterdir()):
                 place(label, target / "labelsTs" / label.name, copy=job.copy)
-    number = int(target.name[7:10])
+    number, plans = int(target.name[7:10]), load_json(job.model / "plans.json")
     print(
-        f"{target} is ready. Next:\n  nnUNetv2_plan_and_preprocess -d {number} -pl nnUNetPlannerAnomaly -c 3d_fullres\n"
-        f"  nnUNetv2_train {number} 3d_fullres 0 -tr nnUNetTrainerAnomalyAware -p nnUNetAnomalyPlans"
+        f"{target} is ready. Next, for example:\n  nnUNetv2_plan_and_preprocess -d {number} "
+        f"-pl {plans['experiment_planner_used']} -c 3d_fullres\n"
+        f"  nnUNetv2_train {number} 3d_fullres 0 -tr nnUNetTrainerAnomalyAware -p (the plans' name that it prints)"
     )
     return outcome
 
@@ -159,27 +202,50 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
             f"{', '.join(sorted(seen))} are training cases of {job.raw.name}: the folds' networks saw them. Use their "
             "out-of-fold maps (without -i), or say --allow-leak."
         )
-    model = load_model(job.model, job.folds, job.checkpoint)
-    origin = job.origin() | {"folds": job.folds, "checkpoint": job.checkpoint}
-    _claim(output, origin)
+    if output.resolve() == images.resolve():
+        raise InputError(f"-o is the folder of the images, {images}. Choose another one.")
+    folds = job.all_folds()
+    model = load_model(job.model, folds, job.checkpoint)
+    _check_masks_are_needed(job, model)
+    _claim(output, job.origin(folds) | {"folds": folds})
+    todo = [(case, job.images(images, case)) for case in cases]
+
+    def target_of(case: str, files: list[Path]) -> Path:
+        return output / f"{case}_{len(files):04d}{ending}"
 
     def place_images(files: list[Path]) -> None:
         for path in files:
             place(path, output / path.name, copy=job.copy)
 
-    with _masks(job, images, cases) as mask_of:
-        return _run(
-            job,
-            model,
-            [(case, job.images(images, case), mask_of(case)) for case in cases],
-            lambda case, files: output / f"{case}_{len(files):04d}{ending}",
-            place_images,
+    missing = [(case, files) for case, files in todo if not target_of(case, files).is_file()]
+    with _masks(job, missing) as mask_of:
+        return _run(job, model, [(case, files, mask_of(case)) for case, files in todo], target_of, place_images)
+
+
+def _check_masks_are_needed(job: Job, model: ReconstructionModel) -> None:
+    if job.masks_from and not model.needs_masks:
+        raise InputError(
+            f"{model.trainer} takes no mask; --masks-from goes with nnUNetTrainerInpainting. Leave one of them out."
         )
+
+
+def _folds_of(model: Path, checkpoint: str) -> list[int]:
+    """Folds of a model folder that have a checkpoint."""
+    return sorted(int(path.parent.name[5:]) for path in model.glob(f"fold_[0-9]*/{checkpoint}"))
+
+
+def _stamps(model: Path, folds: Sequence[int], checkpoint: str = "checkpoint_final.pth") -> dict[str, list[int] | None]:
+    """Size and time of change of each fold's checkpoint: maps of a network that was trained again are stale."""
+    stamps: dict[str, list[int] | None] = {}
+    for fold in folds:
+        path = model / f"fold_{fold}" / checkpoint
+        stamps[f"fold_{fold}"] = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
+    return stamps
 
 
 def _target_folder(job: Job) -> Path:
     parent = job.raw.parent
-    if job.output.startswith("Dataset"):
+    if re.fullmatch(r"Dataset\d{3}_\w+", job.output):
         return parent / job.output
     if not job.output.isdigit():
         raise InputError(f"-o is '{job.output}'; without -i it is a number such as 201, or DatasetXXX_Name.")
@@ -190,23 +256,32 @@ def _target_folder(job: Job) -> Path:
 
 
 def _claim(folder: Path, origin: dict[str, Any]) -> None:
-    """Write down what a folder's maps are made from; refuse one that holds maps of another model."""
+    """Write down what a folder's maps are made from, and remove what a killed run left half-written.
+
+    Raises:
+        InputError: the folder holds something else, or maps of another model, other folds or other checkpoints.
+    """
     record = folder / "error_maps.json"
-    if record.is_file() and load_json(record) != origin:
+    if folder.is_dir():
+        remove_left_overs(folder)
+        if not record.is_file() and any(folder.iterdir()):
+            raise InputError(f"{folder} holds other files. Choose an empty or a new folder.")
+    if record.is_file() and load_json(record) != json.loads(json.dumps(origin)):
         raise InputError(
-            f"{folder} holds error maps of another model or other folds ({record}). Choose another folder."
+            f"{folder} holds error maps of another model, other folds or networks that were trained again since "
+            f"({record}). Choose another folder, or remove it."
         )
     save_json(origin, record)
 
 
 def _two_pass_fold(job: Job, fold: int, split: collect.Split) -> tuple[Outcome, collect.FoldMaps]:
     """Maps of a fold's held-out cases by its G, with what a segmentation model of the same fold found erased."""
-    assert job.masks_from is not None
+    record = collect.fold_record(job.model, fold, split, job.command(fold))
     model = load_model(job.model, [fold], job.checkpoint)
+    _check_masks_are_needed(job, model)
     masks = _held_out_label_maps(job, fold, split)
-    name = Path(job.masks_from).name
-    folder = job.model / f"fold_{fold}" / f"validation_two_pass_{name}"
-    _claim(folder, job.origin() | {"checkpoint": job.checkpoint, "training_cases": sorted(split["train"])})
+    folder = job.model / f"fold_{fold}" / f"validation_two_pass_{Path(str(job.masks_from)).name}"
+    _claim(folder, job.origin([fold]) | {"training_cases": record["training_cases"]})
     ending = job.dataset_json["file_ending"]
     cases = sorted(split["val"])
     outcome = _run(
@@ -216,17 +291,26 @@ def _two_pass_fold(job: Job, fold: int, split: collect.Split) -> tuple[Outcome, 
         lambda case, files: folder / "error_maps" / f"{case}{ending}",
     )
     maps = {case: folder / "error_maps" / f"{case}{ending}" for case in cases}
-    return outcome, collect.FoldMaps(fold, maps, split["train"], folder)
+    return outcome, collect.FoldMaps(fold, maps, record["training_cases"], folder)
 
 
 def _held_out_label_maps(job: Job, fold: int, split: collect.Split) -> Path:
-    """Folder with the label maps that a segmentation model predicted for exactly this fold's held-out cases."""
-    assert job.masks_from is not None
-    model = job.results / job.masks_from if (job.results / job.masks_from).is_dir() else Path(job.masks_from)
+    """Folder with the label maps that a segmentation model predicted for exactly this fold's held-out cases.
+
+    Raises:
+        LeakageError: they are of other cases, or nothing says which network they come from (a folder of label maps is
+            taken with ``--allow-leak`` only).
+    """
+    model = job.masks_folder()
+    assert model is not None
     ending = job.dataset_json["file_ending"]
     if not (model / "plans.json").is_file():
-        if not model.is_dir():
-            raise InputError(f"--masks-from: neither {job.results / job.masks_from} nor {model} is a folder.")
+        if not job.allow_leak:
+            raise LeakageError(
+                f"{model} is no model folder, so that nothing says which network its label maps come from: reference "
+                "labels, or maps of a network that saw these cases, would leak into the error maps. Name a model "
+                "(TRAINER__PLANS__CONFIGURATION), or say --allow-leak."
+            )
         return model
     folder = model / f"fold_{fold}" / "validation"
     predicted = {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")}
@@ -239,34 +323,46 @@ def _held_out_label_maps(job: Job, fold: int, split: collect.Split) -> Path:
 
 
 @contextmanager
-def _masks(job: Job, images: Path, cases: Sequence[str]) -> Iterator[Callable[[str], Path | None]]:
+def _masks(job: Job, cases: Sequence[tuple[str, list[Path]]]) -> Iterator[Callable[[str], Path | None]]:
     """A function from a new case to the label map of what is to be erased, or to None without ``masks_from``."""
-    if job.masks_from is None:
-        yield lambda case: None
-        return
+    model = job.masks_folder()
     ending = job.dataset_json["file_ending"]
-    model = job.results / job.masks_from if (job.results / job.masks_from).is_dir() else Path(job.masks_from)
-    if not (model / "plans.json").is_file():
+    if model is None or not cases:
+        yield lambda case: None
+    elif not (model / "plans.json").is_file():
         yield lambda case: model / f"{case}{ending}"
-        return
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="nnunet_anomaly_masks_") as folder:
-        _predict_label_maps(job, model, images, Path(folder))
-        yield lambda case: Path(folder) / f"{case}{ending}"
+    else:
+        with tempfile.TemporaryDirectory(prefix="nnunet_anomaly_masks_") as folder:
+            _predict_label_maps(job, model, [files for _, files in cases if _readable(files)], Path(folder))
+            yield lambda case: Path(folder) / f"{case}{ending}"
 
 
-def _predict_label_maps(job: Job, model: Path, images: Path, output: Path) -> None:
+def _readable(files: Sequence[Path]) -> bool:
+    """Whether nnU-Net's predictor can be given these images; what is wrong with others is said later."""
+    try:
+        for path in files:
+            read_image(path)
+    except InputError:
+        return False
+    return True
+
+
+def _predict_label_maps(job: Job, model: Path, images: Sequence[Sequence[Path]], output: Path) -> None:
     """Run a segmentation model by nnU-Net's own predictor."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     on_device = job.device.type == "cuda"
     predictor = nnUNetPredictor(perform_everything_on_device=on_device, device=job.device, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), job.folds, "checkpoint_final.pth")
+    channels = len(job.dataset_json["channel_names"])
+    complete = [[str(path) for path in files] for files in images if len(files) == channels]
+    suffix = len(f"_0000{job.dataset_json['file_ending']}")
+    names = [str(output / Path(files[0]).name[:-suffix]) for files in complete]
     processes = max(1, job.num_processes)
-    predictor.predict_from_files(
-        str(images), str(output), num_processes_preprocessing=processes, num_processes_segmentation_export=processes
-    )
+    if complete:
+        predictor.predict_from_files(
+            complete, names, num_processes_preprocessing=processes, num_processes_segmentation_export=processes
+        )
 
 
 def _run(
@@ -282,17 +378,17 @@ def _run(
     todo = [(case, files, mask) for case, files, mask in cases if not target_of(case, files).is_file()]
     outcome = Outcome(skipped=[case for case, files, _ in cases if target_of(case, files).is_file()])
     with (
-        ProcessPoolExecutor(max(1, job.num_processes), mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(
+            max(1, job.num_processes), mp_context=get_context("spawn"), initializer=end_with_parent
+        ) as pool,
         tqdm(total=len(cases), initial=len(outcome.skipped), desc="Error maps", unit="case") as bar,
     ):
         writing: list[tuple[str, Future[None]]] = []
         for case, files, preparing in _prepared_ahead(pool, model, todo, max(2, job.num_processes)):
             try:
-                writing += [
-                    (case, future) for future in _map_case(job, model, pool, files, target_of(case, files), preparing)
-                ]
-                if place_images:
-                    place_images(files)
+                target = target_of(case, files)
+                jobs = _map_case(job, model, pool, files, target, preparing, place_images)
+                writing += [(case, future) for future in jobs]
             except Exception as problem:
                 _note_failure(outcome, case, problem)
             bar.update()
@@ -329,10 +425,13 @@ def _map_case(
     files: list[Path],
     target: Path,
     preparing: Future[PreparedCase],
+    place_images: Callable[[list[Path]], None] | None,
 ) -> list[Future[None]]:
     """Reconstruct one case and have its maps written, the error map last: where it is, the case is finished."""
     case = preparing.result()
     error, reconstruction = case_maps(model, case, job.device)
+    if place_images:
+        place_images(files)
     maps = [(error, [target])]
     if job.reconstructions:
         maps.insert(0, (reconstruction, [job.reconstructions / path.name for path in files]))

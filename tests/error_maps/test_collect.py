@@ -13,6 +13,7 @@ from nnunet_anomaly.error_maps.collect import (
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
 from nnunet_anomaly.files import load_json, save_json
 
+FINAL = "checkpoint_final.pth"
 SPLITS = [{"train": ["a", "b"], "val": ["c", "d"]}, {"train": ["c", "d"], "val": ["a", "b"]}]
 DESCRIPTION = {
     "channel_names": {"0": "MR"},
@@ -46,13 +47,13 @@ def model(tmp_path):
         validation = folder / f"fold_{fold}" / "validation"
         for case in split["val"]:
             write_image(validation / "error_maps" / f"{case}.nii.gz", 0.5)
-        record = {"training_cases": split["train"], "held_out_cases": split["val"]}
+        record = {"training_cases": split["train"], "held_out_cases": split["val"], "checkpoint": FINAL}
         save_json(record, validation / "error_maps.json")
     return folder
 
 
 def all_folds(model):
-    return [fold_maps(model, fold, split, "TRAIN") for fold, split in enumerate(SPLITS)]
+    return [fold_maps(model, fold, split, FINAL, "TRAIN") for fold, split in enumerate(SPLITS)]
 
 
 def test_every_case_gets_the_map_of_the_fold_that_held_it_out(model):
@@ -79,7 +80,12 @@ def test_a_missing_map_names_the_case(model):
 
 def test_a_changed_split_is_a_leak(model):
     with pytest.raises(LeakageError, match="split changed"):
-        fold_maps(model, 0, {"train": ["a", "c"], "val": ["b", "d"]}, "TRAIN")
+        fold_maps(model, 0, {"train": ["a", "c"], "val": ["b", "d"]}, FINAL, "TRAIN")
+
+
+def test_maps_by_another_checkpoint_are_refused(model):
+    with pytest.raises(InputError, match=r"are by checkpoint_final.pth, not checkpoint_best.pth.*TRAIN --val_best"):
+        fold_maps(model, 0, SPLITS[0], "checkpoint_best.pth", "TRAIN")
 
 
 def test_a_map_by_a_network_that_saw_the_case_is_refused_unless_named(model):
@@ -130,6 +136,16 @@ def test_a_rerun_gives_the_same_bytes_and_a_stranger_is_refused(source, model, t
         write_derived_dataset(source, target, maps, SPLITS, {**ORIGIN, "model": "other"}, False)
     with pytest.raises(InputError, match="already holds another dataset"):
         write_derived_dataset(source, source, maps, SPLITS, ORIGIN, False)
+
+
+def test_what_a_killed_run_left_is_removed(source, model, tmp_path):
+    target = tmp_path / "Dataset201_KneeErrorMaps"
+    maps = out_of_fold(all_folds(model), list("abcd"))
+    write_derived_dataset(source, target, maps, SPLITS, ORIGIN, False)
+    left_over = target / "imagesTr" / ".partial_abc.nii.gz"
+    left_over.write_bytes(b"half")
+    write_derived_dataset(source, target, maps, SPLITS, ORIGIN, False)
+    assert not left_over.exists()
 
 
 def test_roles_of_earlier_error_channels_are_kept():

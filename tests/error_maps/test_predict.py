@@ -72,9 +72,11 @@ def test_folds_are_averaged():
 
 def test_the_error_is_the_mean_square_over_channels():
     image, reconstruction = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [2.0, 4.0]])
-    assert error_map(image, reconstruction).tolist() == [[0.5, 2.0]]
+    everywhere = torch.ones(1, 2, dtype=torch.bool)
+    assert error_map(image, reconstruction, everywhere).tolist() == [[0.5, 2.0]]
+    assert error_map(image, reconstruction, torch.tensor([[True, False]])).tolist() == [[0.5, 0.0]]
     with pytest.raises(GeometryError):
-        error_map(image, reconstruction[:1])
+        error_map(image, reconstruction[:1], everywhere)
 
 
 def case(shape=(6, 8, 10), crop=((1, 6), (0, 8), (2, 10)), spacing_mm=(3.0, 1.0, 2.0)):

@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_anomaly.errors import InputError, MissingCheckpointError
+from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.trainers import inpainting
 from nnunet_anomaly.trainers.inpainting import nnUNetTrainerInpainting, nnUNetTrainerInpaintingMimic
 
@@ -174,6 +174,30 @@ def test_leak_of_the_identity_is_one_and_of_g_zero_and_a_leak_is_warned_about(pa
             a.logger.log(name, 1.0, a.current_epoch)
         a.on_epoch_end()
         assert any("WARNING: the leak is" in line for line in said) == (expected == 1.0)
+
+
+def test_a_g_of_another_split_is_refused(pair, new_trainer):
+    g, _ = pair()
+    record = folder_of(g) / "split.json"
+    record.write_text(json.dumps({"train": ["case_00", "case_04"], "val": ["case_01"]}))
+    with pytest.raises(LeakageError, match="the split changed since"):
+        new_trainer(nnUNetTrainerInpaintingMimic, inpainting__code_channels=3).initialize()
+
+
+def test_another_scale_of_intensities_is_refused(new_trainer):
+    with pytest.raises(SettingsError, match=r"'3d_fullres' has ZScoreNormalization.*3d_inpainting"):
+        new_trainer(nnUNetTrainerInpainting, "3d_fullres")
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(new_trainer):
+    trainer = new_trainer(nnUNetTrainerInpainting)
+    trainer.initialize()
+    for loss in (float("nan"), 0.5):
+        for name in ("epoch_start_timestamps", "train_losses", "lrs"):
+            trainer.logger.log(name, 1.0, trainer.current_epoch)
+        trainer.on_validation_epoch_end([{"loss": loss}])
+        trainer.on_epoch_end()
+    assert trainer._best_ema == 0.5
 
 
 def test_a_dataset_with_error_maps_is_refused(new_trainer):
