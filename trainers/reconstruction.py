@@ -10,8 +10,7 @@ in nnU-Net. Their validation writes, for the held-out fold and in the original g
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from time import time
 from typing import Any
@@ -36,7 +35,7 @@ from nnunet_anomaly.augmentation.roi import RoiChannelTransform, region_of_inter
 from nnunet_anomaly.dataset_roles import error_channels
 from nnunet_anomaly.error_maps.predict import error_map, reconstruct, save_in_original_geometry
 from nnunet_anomaly.errors import InputError, SettingsError
-from nnunet_anomaly.files import end_with_parent, save_json
+from nnunet_anomaly.files import open_pool, save_json
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import AnomalySettings
@@ -253,9 +252,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         folder = Path(self.output_folder) / "validation"
         mine = sorted(held_out)[self.local_rank :: distributed.get_world_size()] if self.is_ddp else sorted(held_out)
         dataset = self.dataset_class(self.preprocessed_dataset_folder, mine)
-        context = multiprocessing.get_context("spawn")
-        workers = default_num_processes if len(mine) > 1 else 1
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+        with open_pool(default_num_processes if len(mine) > 1 else 1) as pool:
             writing = [job for case in mine for job in self.validate_case(case, dataset, folder, pool)]
             for job in writing:
                 job.result()
@@ -276,7 +273,7 @@ class ReconstructionTrainer(nnUNetTrainer):
             kind = "training" if set(training_cases) & set(held_out) else "held-out"
             self.print_to_log_file(f"Error maps of {len(held_out)} {kind} cases are in {folder / 'error_maps'}")
 
-    def validate_case(self, case: str, dataset: Any, folder: Path, pool: ProcessPoolExecutor) -> list[Any]:
+    def validate_case(self, case: str, dataset: Any, folder: Path, pool: Executor) -> list[Any]:
         """Reconstruct one case here and have its maps written in the background."""
         data, segmentation, _, properties = dataset.load_case(case)
         image = torch.from_numpy(np.asarray(data[:], dtype=np.float32))

@@ -25,10 +25,11 @@ def write_report(folder: Path, methods: Mapping[str, str], stages: Mapping[str, 
     page.table(segmentation_rows(folder, methods))
     page.section("Against plain nnU-Net")
     page.text("Mean difference over cases with its 95 % interval and the p-value of a paired t-test, not adjusted.")
-    page.table(comparison_rows(folder, methods))
+    page.table(comparison_rows(folder, methods), formats={"difference": ".3f", "from": ".3f", "to": ".3f", "p": ".2g"})
     page.section("Finding lesions inside bone")
     page.text("The error map, and the raw intensity as the baseline that it has to beat.")
-    page.table(detection_rows(folder))
+    rows = detection_rows(folder)
+    page.table(rows, formats={name: ".3f" for name in list(rows[0])[1:]})
     page.text("Volumes of the anomaly masks: `anomalies/volumes.csv`; their threshold: `anomalies/threshold.json`.")
     page.section("Pictures")
     for path, caption in pictures(folder, methods):

@@ -8,10 +8,9 @@ import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from nnunet_anomaly.errors import InputError, LeakageError
 from nnunet_anomaly.files import (
     FATAL_ERRNOS,
     Outcome,
-    end_with_parent,
     find_dataset_folder,
     load_json,
     nnunet_folder,
+    open_pool,
     place,
     read_image,
     remove_left_overs,
@@ -378,9 +377,7 @@ def _run(
     todo = [(case, files, mask) for case, files, mask in cases if not target_of(case, files).is_file()]
     outcome = Outcome(skipped=[case for case, files, _ in cases if target_of(case, files).is_file()])
     with (
-        ProcessPoolExecutor(
-            max(1, job.num_processes), mp_context=get_context("spawn"), initializer=end_with_parent
-        ) as pool,
+        open_pool(job.num_processes) as pool,
         tqdm(total=len(cases), initial=len(outcome.skipped), desc="Error maps", unit="case") as bar,
     ):
         writing: list[tuple[str, Future[None]]] = []
@@ -402,7 +399,7 @@ def _run(
 
 
 def _prepared_ahead(
-    pool: ProcessPoolExecutor,
+    pool: Executor,
     model: ReconstructionModel,
     todo: Sequence[tuple[str, list[Path], Path | None]],
     ahead: int,
@@ -421,7 +418,7 @@ def _prepared_ahead(
 def _map_case(
     job: Job,
     model: ReconstructionModel,
-    pool: ProcessPoolExecutor,
+    pool: Executor,
     files: list[Path],
     target: Path,
     preparing: Future[PreparedCase],

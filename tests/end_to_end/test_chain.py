@@ -161,7 +161,7 @@ def test_new_images_get_the_mean_reconstruction_of_the_folds(derived, new_images
     error = sitk.ReadImage(str(tmp_path / "both" / "new_20_0001.nii.gz"))
     assert error.GetSize() == raw.GetSize() and error.GetOrigin() == raw.GetOrigin()
     refused = derived.run(*error_maps("-i", str(new_images), "-o", str(tmp_path / "0")), expect=2)
-    assert "holds error maps of another model or other folds" in refused.stderr
+    assert "holds error maps of another model, other folds" in refused.stderr
 
 
 def test_the_images_folder_and_a_folder_with_other_files_are_no_output(derived, new_images, tmp_path):
