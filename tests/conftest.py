@@ -36,7 +36,11 @@ class Workspace:
         """Run a console command of this environment; ``expect`` is its exit code, None for any but 0."""
         program = str(Path(sys.executable).parent / command[0])
         result = subprocess.run(
-            [program, *command[1:]], env={**self.environment, **variables}, capture_output=True, text=True
+            [program, *command[1:]],
+            env={**self.environment, **variables},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
         passed = result.returncode != 0 if expect is None else result.returncode == expect
         assert passed, f"{' '.join(command)} gave {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"

@@ -54,6 +54,9 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII alone gets "?" for "±", not a traceback
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)
     parser = build_parser(verb)
