@@ -107,7 +107,9 @@ def test_full_disk_is_an_error_and_leaves_nothing(tmp_path, ending):
         except OSError as error:
             print(error.errno)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, encoding="utf-8", check=True
+    )
     assert run.stdout.split()[-1] == str(errno.EFBIG)
     assert list(tmp_path.iterdir()) == []
 

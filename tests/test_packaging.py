@@ -112,7 +112,7 @@ class Environment:
         folders = {f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")}
         result = subprocess.run(
             [str(part) for part in command],
-            capture_output=True, text=True, timeout=120, cwd=self.folder, env=inherited | folders | variables,
+            capture_output=True, encoding="utf-8", timeout=120, cwd=self.folder, env=inherited | folders | variables,
         )  # fmt: skip
         assert not check or result.returncode == 0, result.stdout + result.stderr
         return result

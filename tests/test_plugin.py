@@ -175,7 +175,7 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, with ``folder`` first on the path and only the plug-in registered."""
     head = f"import sys; sys.path.insert(0, {str(folder)!r}); from nnunet_anomaly.plugin import register; register()\n"
     command = [sys.executable, "-c", head + textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
 
 
 def test_hook_wraps_before_others_take_the_name_and_leaves_the_module_as_it_was(tmp_path: Path) -> None:

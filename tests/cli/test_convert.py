@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy(arguments):
         "except SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'nnunetv2', 'SimpleITK', 'scipy') if name in sys.modules])\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=True)
     assert run.stdout.splitlines()[-1] == "[]"
 
 
