@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", type=int, default=12, help="knees to train on (default: %(default)s)")
     parser.add_argument("--test-cases", type=int, default=6, help="held-out knees (default: %(default)s)")
     parser.add_argument(
-        "--epochs", type=int, default=3, help="epochs of 250 steps for every network (default: %(default)s)"
+        "--epochs", type=int, default=2, help="epochs of 250 steps for every network (default: %(default)s)"
     )
     parser.add_argument("-device", default="cpu", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
 
