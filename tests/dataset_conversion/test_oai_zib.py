@@ -91,11 +91,14 @@ def test_intensities_stay_as_stored(whole_tree, raw, tools):
     np.testing.assert_array_equal(stored, tools.knee(3)[0])
 
 
-def test_nnunet_accepts_the_dataset(whole_tree, raw):
+def test_nnunet_accepts_the_dataset(whole_tree, raw, capsys):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     convert(whole_tree)
+    capsys.readouterr()
     verify_dataset_integrity(str(dataset(raw)), 1)
+    said = capsys.readouterr().out
+    assert "Done" in said and "WARNING" not in said and "Error" not in said
 
 
 def test_five_folds_by_subject(whole_tree, raw):

@@ -159,6 +159,7 @@ def test_label_on_another_grid_is_refused(writer, change, message):
 def test_rounded_header_is_no_other_grid(writer):
     label = volume(labels(), spacing=(0.50001, 0.6, 0.7), origin=(1.00002, 2, 3))
     writer.write_case("a", [volume(grey(0)), volume(grey(1))], label)
+    assert writer.is_finished("a")
 
 
 def test_second_case_of_a_name_is_refused(writer):
