@@ -22,7 +22,7 @@ SWITCH = "NNUNET_ANOMALY_PLUGIN"
 """Environment variable; ``0`` switches the plug-in off."""
 SEARCH_MODULE = "nnunetv2.utilities.find_class_by_name"
 SEARCH_FUNCTION = "recursive_find_python_class"
-KNOWN_VERSIONS = "2.8.0 and 2.8.1"
+KNOWN_VERSIONS = "2.8.1"
 # Which of our rooms answers for which package of nnunetv2.
 ROOMS = {"experiment_planning": "planners", "preprocessing": "planners", "training": "trainers"}
 
