@@ -4,7 +4,8 @@
 
 ``DATA`` has ``images/`` and ``labels/`` of the same names (Medical Segmentation Decathlon, Task04). Every third case is
 held out; its image is tested as it is and with a lesion implanted at a known place in the hippocampus. Training images
-have no lesion. Error maps are made in 3-D (``3d_inpainting``) whatever the configuration of the segmentation networks.
+have no lesion. Every seed has its own networks throughout: G, A, the network that says what two passes erase, and the
+segmentation networks. Error maps are made in 3-D (``3d_inpainting``) whatever the configuration of the latter.
 What is done is kept, so that the script goes on where it was stopped; ``OUTPUT/table.md`` (segmentation) and
 ``OUTPUT/error_maps.md`` (lesions found by the error maps) are written anew after every step.
 """
@@ -12,15 +13,16 @@ What is done is kept, so that the script goes on where it was stopped; ``OUTPUT/
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
 from nnunet_anomaly.evaluation.overlap import dice, overlap_counts
 from nnunet_anomaly.evaluation.surface import hausdorff_distance_mm, surface_distances
@@ -30,23 +32,21 @@ from nnunet_anomaly.postprocessing.components import keep_components
 from nnunet_anomaly.report.page import markdown_table
 
 TINY = "nnUNetAnomalyTinyPlans"
-# arm: dataset, trainer, settings of its plans, preset
-ARMS = {
-    "plain nnU-Net": ("300", "Seeded", (), "robust"),
-    "Dice only": ("300", "AnomalyAware", ("focal.alpha=0",), "robust"),
-    "alpha 10, no error map": ("300", "AnomalyAware", ("focal.alpha=10",), "robust"),
-    "lesion augmentation": ("300", "AnomalyAugmentation", (), "robust"),
-    "S robust, A": ("311", "AnomalyAware", (), "robust"),
-    "S robust, two passes": ("312", "AnomalyAware", (), "robust"),
-    "S paper, A": ("313", "AnomalyAware", (), "paper"),
-    "S paper, two passes": ("314", "AnomalyAware", (), "paper"),
+# The paper's margin of 18 mm is a fifth of the width of a knee's bones; that share of a hippocampus is about 4 mm.
+PRESETS = {"robust": (), "paper": ("roi.dilation_mm=4",)}
+# arm: error map (preset and kind) or none, trainer, settings of its plans
+ARMS: dict[str, tuple[tuple[str, str] | None, str, tuple[str, ...]]] = {
+    "plain nnU-Net": (None, "Seeded", ()),
+    "Dice only": (None, "AnomalyAware", ("focal.alpha=0",)),
+    "alpha 10, no error map": (None, "AnomalyAware", ("focal.alpha=10",)),
+    "lesion augmentation": (None, "AnomalyAugmentation", ()),
+    "S robust, A": (("robust", "A"), "AnomalyAware", ()),
+    "S robust, two passes": (("robust", "two passes"), "AnomalyAware", ()),
+    "S paper, A": (("paper", "A"), "AnomalyAware", ()),
+    "S paper, two passes": (("paper", "two passes"), "AnomalyAware", ()),
 }
-DERIVED = {
-    "311": ("robust", "InpaintingMimic", False),
-    "312": ("robust", "Inpainting", True),
-    "313": ("paper", "InpaintingMimic", False),
-    "314": ("paper", "Inpainting", True),
-}
+TRAINERS = {"A": "InpaintingMimic", "two passes": "Inpainting"}
+KINDS = [(preset, kind) for preset in PRESETS for kind in TRAINERS]
 
 
 class Benchmark:
@@ -87,82 +87,92 @@ class Benchmark:
         command = ("nnUNetv2_train", dataset, configuration, fold, "-tr", self.trainer(trainer), "-p", plans)
         self.call(*command, "-device", self.device)
 
-    def prepare(self, data: Path) -> None:
-        """Dataset 300 with two folds, test images clean (c_) and with a lesion (l_), and error maps of all kinds."""
-        write_datasets(data, self.output)
-        plan = ("nnUNetv2_plan_and_preprocess", "-pl", "nnUNetPlannerAnomalyTiny", "-np", "2", "-npfp", "2")
-        self.call(*plan, "-d", "300", "-c", self.configuration, "3d_inpainting")
-        for preset in ("robust", "paper"):
-            self.call("nnunet-anomaly", "plan", "-d", "300", "-p", TINY, "--preset", preset, "--save-as", preset)
-        for fold in ("0", "1"):
-            self.train("300", self.configuration, fold, "Seeded", "robust")
-            for preset in ("robust", "paper"):
-                self.train("300", "3d_inpainting", fold, "Inpainting", preset)
-                self.train("300", "3d_inpainting", fold, "InpaintingMimic", preset)
-        for dataset, (preset, trainer, two_passes) in DERIVED.items():
-            masks = ("--masks-from", f"{self.trainer('Seeded')}__robust__{self.configuration}") if two_passes else ()
-            maps = ("nnunet-anomaly", "error-maps", "-d", "300", "-tr", self.trainer(trainer), "-p", preset, *masks)
-            self.call(*maps, "-o", f"Dataset{dataset}_Hippocampus", "-np", "1", "-device", self.device)
-            test = ("-i", str(self.output / "test" / "images"), "-o", str(self.output / "test" / dataset))
-            self.call(*maps, *test, "-np", "1", "-device", self.device)
-            self.call(*plan, "-d", dataset, "-c", self.configuration)
-        self.evaluate_error_maps()
+    def preprocess(self, dataset: str, *configurations: str) -> None:
+        """Plans of a small network, and preprocessed cases."""
+        command = ("nnUNetv2_plan_and_preprocess", "-d", dataset, "-pl", "nnUNetPlannerAnomalyTiny", "-np", "2")
+        self.call(*command, "-npfp", "2", "-c", self.configuration, *configurations)
 
-    def evaluate_error_maps(self) -> None:
-        """How well every kind of error map finds the implanted lesions inside the hippocampus, beside raw intensity."""
-        test, rows = self.output / "test", []
-        for dataset, (preset, _, two_passes) in DERIVED.items():
-            out = self.output / "error_maps" / dataset
-            command = (
-                "nnunet-anomaly",
-                "evaluate-anomaly",
-                "-ref",
-                str(test / "lesions"),
-                "-pred",
-                str(test / dataset),
-            )
-            more = ("--channel", "1", "-m", str(test / "labels"), "--baseline", str(test / "images"), "-np", "1")
-            self.call(*command, *more, "--names", "error_map", "-o", str(out))
-            results = load_json(out / "summary.json")["results"]
-            name = f"{preset}, {'two passes' if two_passes else 'A'}"
-            rows.append({"error map": name, **detection(results["error_map"])})
-        rows.append({"error map": "raw intensity (bright)", **detection(results["raw_intensity"])})
-        (self.output / "error_maps.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
+    def plan(self, dataset: str, preset: str, seed: int, assignments: tuple[str, ...] = ()) -> str:
+        """Name of plans with a preset, a seed and whatever else is set."""
+        suffix = "".join(f"_{text.replace('focal.', '').replace('=', '')}" for text in assignments)
+        name = f"{preset}_seed{seed}{suffix}"
+        sets = [part for text in (*PRESETS[preset], f"seed={seed}", *assignments) for part in ("--set", text)]
+        self.call("nnunet-anomaly", "plan", "-d", dataset, "-p", TINY, "--preset", preset, *sets, "--save-as", name)
+        return name
+
+    def train_reconstructions(self, seed: int) -> None:
+        """G, A and the network that says what two passes erase, on both folds."""
+        plans = {preset: self.plan("300", preset, seed) for preset in PRESETS}
+        for fold in ("0", "1"):
+            self.train("300", self.configuration, fold, "Seeded", plans["robust"])
+            for name in plans.values():
+                for trainer in ("Inpainting", "InpaintingMimic"):  # A learns from G
+                    self.train("300", "3d_inpainting", fold, trainer, name)
+
+    def make_error_maps(self, seed: int) -> None:
+        """Derived datasets, whose maps are out of fold, and maps of the test images, by the ensemble of the folds."""
+        test = self.output / "test"
+        for preset, kind in KINDS:
+            dataset, name = self.derived(preset, kind, seed), self.plan("300", preset, seed)
+            maps = ["nnunet-anomaly", "error-maps", "-d", "300", "-tr", self.trainer(TRAINERS[kind]), "-p", name]
+            if kind == "two passes":
+                maps += ["--masks-from", f"{self.trainer('Seeded')}__robust_seed{seed}__{self.configuration}"]
+            maps += ["-np", "1", "-device", self.device]
+            self.call(*maps, "-o", f"Dataset{dataset}_Hippocampus")
+            self.call(*maps, "-i", str(test / "images"), "-o", str(test / dataset))
+            self.preprocess(dataset)
+
+    @staticmethod
+    def derived(preset: str, kind: str, seed: int) -> str:
+        """Number of the dataset with these error maps: 3, seed, kind."""
+        return f"3{seed}{KINDS.index((preset, kind)) + 1}"
+
+    def evaluate_error_maps(self, seed: int) -> dict[str, dict[str, float]]:
+        """How well each kind of error map finds the lesions in the hippocampus, beside two baselines from intensity."""
+        test, out = self.output / "test", self.output / "error_maps" / f"seed{seed}"
+        names = {f"{preset}, {kind}": test / self.derived(preset, kind, seed) for preset, kind in KINDS}
+        names["distance from the region's median"] = test / "deviation"
+        command = ["nnunet-anomaly", "evaluate-anomaly", "-ref", str(test / "lesions"), "-m", str(test / "labels")]
+        for folder in names.values():
+            command += ["-pred", str(folder)]
+        more = ("--channel", "1", "--baseline", str(test / "images"), "-np", "1", "-o", str(out))
+        self.call(*command, "--names", *names, *more)
+        results = load_json(out / "summary.json")["results"]
+        results["raw intensity (bright)"] = results.pop("raw_intensity")
+        figures = {name: detection(result) for name, result in results.items()}
+        for preset in PRESETS:
+            figures[f"{preset}, A"]["leak"] = float(np.mean([self.leak(preset, seed, fold) for fold in ("0", "1")]))
+        return figures
+
+    def leak(self, preset: str, seed: int, fold: str) -> float:
+        """Leak of A in its last epoch (0 copies G, 1 is the identity)."""
+        model = f"{self.trainer('InpaintingMimic')}__{preset}_seed{seed}__3d_inpainting"
+        folder = Path(self.environment["nnUNet_results"]) / "Dataset300_Hippocampus" / model / f"fold_{fold}"
+        checkpoint = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+        return checkpoint["logging"]["leak"][-1]
 
     def run_arm(self, arm: str, seed: int) -> Path:
         """Train and predict one arm with one seed; returns the folder of predictions."""
-        dataset, trainer, assignments, preset = ARMS[arm]
-        name = "_".join([preset, *(text.replace("focal.", "").replace("=", "") for text in assignments), f"seed{seed}"])
-        sets = [part for text in (*assignments, f"seed={seed}") for part in ("--set", text)]
-        plan = ("nnunet-anomaly", "plan", "-d", dataset, "-p", TINY, "--preset", preset)
-        self.call(*plan, *sets, "--save-as", name)
+        error_map, trainer, assignments = ARMS[arm]
+        dataset = self.derived(*error_map, seed) if error_map else "300"
+        name = self.plan(dataset, error_map[0] if error_map else "robust", seed, assignments)
         self.train(dataset, self.configuration, "all", trainer, name)
-        images = self.output / "test" / ("images" if dataset == "300" else dataset)
+        images = self.output / "test" / (dataset if error_map else "images")
         predicted = self.output / "predicted" / arm.replace(" ", "_").replace(",", "") / f"seed{seed}"
-        predict = (
-            "nnUNetv2_predict",
-            "-d",
-            dataset,
-            "-c",
-            self.configuration,
-            "-f",
-            "all",
-            "-tr",
-            self.trainer(trainer),
-        )
-        where = ("-p", name, "-i", str(images), "-o", str(predicted), "-device", self.device)
-        self.call(*predict, *where, "-npp", "1", "-nps", "1", "--disable_progress_bar")
+        what = ("-d", dataset, "-c", self.configuration, "-f", "all", "-tr", self.trainer(trainer), "-p", name)
+        how = ("-device", self.device, "-npp", "1", "-nps", "1", "--disable_progress_bar")
+        self.call("nnUNetv2_predict", *what, "-i", str(images), "-o", str(predicted), *how)
         return predicted
 
 
-def detection(result: dict) -> dict[str, str]:
-    """Pooled and mean per-case average precision, pooled best Dice."""
+def detection(result: dict) -> dict[str, float]:
+    """Average precision, pooled and mean over cases, pooled best Dice, share of lesion voxels."""
     pooled, cases = result["pooled"], result["per_case"]
     return {
-        "average precision, pooled": f"{pooled['average_precision_pooled']:.3f}",
-        "per case": f"{cases['average_precision']['mean']:.3f} ± {cases['average_precision']['sd']:.3f}",
-        "best Dice, pooled": f"{pooled['best_dice_pooled']:.3f}",
-        "lesion share": f"{pooled['prevalence']:.3f}",
+        "average precision, pooled": pooled["average_precision_pooled"],
+        "average precision, per case": cases["average_precision"]["mean"],
+        "best Dice, pooled": pooled["best_dice_pooled"],
+        "lesion share": pooled["prevalence"],
     }
 
 
@@ -197,6 +207,10 @@ def write_datasets(data: Path, output: Path) -> None:
             new.CopyInformation(image)
             write_image(new, test / "images" / f"{prefix}_{name}_0000.nii.gz")
             write_image(labels, test / "labels" / f"{prefix}_{name}.nii.gz")
+        deviation = np.abs(with_lesion - np.median(with_lesion[sitk.GetArrayFromImage(labels) > 0]))
+        away = sitk.GetImageFromArray(deviation.astype(np.float32))
+        away.CopyInformation(image)
+        write_image(away, test / "deviation" / f"l_{name}_0001.nii.gz")
         mask = sitk.GetImageFromArray(lesion.astype(np.uint8))
         mask.CopyInformation(image)
         write_image(mask, test / "lesions" / f"l_{name}.nii.gz")
@@ -219,8 +233,12 @@ def write_datasets(data: Path, output: Path) -> None:
 
 
 def measure(predicted: Path, test: Path, cleaned: bool) -> dict[str, float]:
-    """Mean Dice and Hausdorff distance of the whole hippocampus on clean and lesion images, and recall in lesions."""
+    """Mean Dice and Hausdorff distance of the whole hippocampus on clean and lesion images, and recall in lesions.
+
+    The Hausdorff distance is that of the cases with a prediction; those without are counted.
+    """
     values: dict[str, list[float]] = {}
+    empty = 0
     for path in sorted((test / "labels").glob("*.nii.gz")):
         kind = {"c": "clean", "l": "lesion"}[path.name[0]]
         reference = sitk.ReadImage(str(path))
@@ -233,12 +251,14 @@ def measure(predicted: Path, test: Path, cleaned: bool) -> dict[str, float]:
         values.setdefault(f"Dice {kind}", []).append(dice(overlap_counts(whole, found_whole, [1]))[1])
         by_label = dice(overlap_counts(labels, found, [1, 2]))
         values.setdefault(f"Dice by label, {kind}", []).append(float(np.mean([by_label[1], by_label[2]])))
-        distances = surface_distances(whole, found_whole, spacing_mm, [1])[1]
-        values.setdefault(f"HD mm {kind}", []).append(hausdorff_distance_mm(distances))
+        if found_whole.any():
+            distances = surface_distances(whole, found_whole, spacing_mm, [1])[1]
+            values.setdefault(f"HD mm {kind}", []).append(hausdorff_distance_mm(distances))
+        empty += not found_whole.any()
         if kind == "lesion":
             lesion = sitk.GetArrayFromImage(sitk.ReadImage(str(test / "lesions" / path.name))) > 0
             values.setdefault("recall in lesion", []).append(float(found_whole[lesion].mean()))
-    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
+    return {**{name: float(np.mean(numbers)) for name, numbers in values.items()}, "empty": float(empty)}
 
 
 def write_table(results: dict[str, dict[str, float]], output: Path) -> None:
@@ -249,13 +269,24 @@ def write_table(results: dict[str, dict[str, float]], output: Path) -> None:
         for cleaned in (False, True):
             runs = [values for key, values in results.items() if key.split(" | ")[::2] == [arm, str(cleaned)]]
             if runs:
-                row = {"arm": arm, "cleaned": "yes" if cleaned else "no", "seeds": len(runs)}
-                for name in runs[0]:
-                    numbers = [run[name] for run in runs]
-                    spread = f" ± {np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else ""
-                    row[name] = f"{np.mean(numbers):.3f}{spread}"
-                rows.append(row)
+                rows.append({"arm": arm, "cleaned": "yes" if cleaned else "no", **over_seeds(runs)})
     (output / "table.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
+
+
+def write_error_map_table(results: list[dict[str, dict[str, float]]], output: Path) -> None:
+    """Mean and SD over seeds of every kind of error map."""
+    rows = [{"error map": name, **over_seeds([seed[name] for seed in results])} for name in results[0]]
+    (output / "error_maps.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
+
+
+def over_seeds(runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Number of seeds, and mean and SD of every figure."""
+    row: dict[str, Any] = {"seeds": len(runs)}
+    for name in runs[0]:
+        numbers = [run[name] for run in runs if name in run]
+        spread = f" ± {np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else ""
+        row[name] = f"{np.mean(numbers):.3f}{spread}"
+    return row
 
 
 def main() -> None:
@@ -266,14 +297,20 @@ def main() -> None:
     parser.add_argument("-c", "--configuration", default="2d")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--inpainting-epochs", type=int, default=3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], choices=range(1, 10))
     parser.add_argument("-device", default="cpu")
     args = parser.parse_args()
     benchmark = Benchmark(args.output, args.configuration, args.epochs, args.inpainting_epochs, args.device)
-    benchmark.prepare(args.data)
+    write_datasets(args.data, args.output)
+    benchmark.preprocess("300", "3d_inpainting")
     path = args.output / "results.json"
-    results = json.loads(path.read_text()) if path.is_file() else {}
+    results = load_json(path) if path.is_file() else {}
+    maps = []
     for seed in args.seeds:
+        benchmark.train_reconstructions(seed)
+        benchmark.make_error_maps(seed)
+        maps.append(benchmark.evaluate_error_maps(seed))
+        write_error_map_table(maps, args.output)
         for arm in ARMS:
             predicted = benchmark.run_arm(arm, seed)
             for cleaned in (False, True):
