@@ -1,11 +1,13 @@
 """Does being anomaly-aware help on real MR images? All arms on hippocampus crops, by the commands that a user types.
 
     python benchmarks/hippocampus.py DATA -o OUTPUT [-c 2d] [--epochs 8] [--inpainting-epochs 3] [--seeds 1 2 3]
+                                     [--error-map-seeds 1 2 3]
 
 ``DATA`` has ``images/`` and ``labels/`` of the same names (Medical Segmentation Decathlon, Task04). Every third case is
 held out; its image is tested as it is and with a lesion implanted at a known place in the hippocampus. Training images
 have no lesion. Every seed has its own networks throughout: G, A, the network that says what two passes erase, and the
-segmentation networks. Error maps are made in 3-D (``3d_inpainting``) whatever the configuration of the latter.
+segmentation networks; with fewer ``--error-map-seeds`` the first three are shared by the seeds in turn. Error maps are
+made in 3-D (``3d_inpainting``) whatever the configuration of the segmentation networks.
 What is done is kept, so that the script goes on where it was stopped; ``OUTPUT/table.md`` (segmentation) and
 ``OUTPUT/error_maps.md`` (lesions found by the error maps) are written anew after every step.
 """
@@ -151,14 +153,15 @@ class Benchmark:
         checkpoint = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
         return checkpoint["logging"]["leak"][-1]
 
-    def run_arm(self, arm: str, seed: int) -> Path:
+    def run_arm(self, arm: str, seed: int, error_map_seed: int) -> Path:
         """Train and predict one arm with one seed; returns the folder of predictions."""
         error_map, trainer, assignments = ARMS[arm]
-        dataset = self.derived(*error_map, seed) if error_map else "300"
+        dataset = self.derived(*error_map, error_map_seed) if error_map else "300"
         name = self.plan(dataset, error_map[0] if error_map else "robust", seed, assignments)
         self.train(dataset, self.configuration, "all", trainer, name)
         images = self.output / "test" / (dataset if error_map else "images")
-        predicted = self.output / "predicted" / arm.replace(" ", "_").replace(",", "") / f"seed{seed}"
+        run = f"seed{seed}" + (f"_maps{error_map_seed}" if error_map and error_map_seed != seed else "")
+        predicted = self.output / "predicted" / arm.replace(" ", "_").replace(",", "") / run
         what = ("-d", dataset, "-c", self.configuration, "-f", "all", "-tr", self.trainer(trainer), "-p", name)
         how = ("-device", self.device, "-npp", "1", "-nps", "1", "--disable_progress_bar")
         self.call("nnUNetv2_predict", *what, "-i", str(images), "-o", str(predicted), *how)
@@ -298,6 +301,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--inpainting-epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], choices=range(1, 10))
+    parser.add_argument("--error-map-seeds", type=int, nargs="+", choices=range(1, 10), help="default: --seeds")
     parser.add_argument("-device", default="cpu")
     args = parser.parse_args()
     benchmark = Benchmark(args.output, args.configuration, args.epochs, args.inpainting_epochs, args.device)
@@ -306,13 +310,16 @@ def main() -> None:
     path = args.output / "results.json"
     results = load_json(path) if path.is_file() else {}
     maps = []
-    for seed in args.seeds:
-        benchmark.train_reconstructions(seed)
-        benchmark.make_error_maps(seed)
-        maps.append(benchmark.evaluate_error_maps(seed))
-        write_error_map_table(maps, args.output)
+    error_map_seeds = args.error_map_seeds or args.seeds
+    for position, seed in enumerate(args.seeds):
+        error_map_seed = error_map_seeds[position % len(error_map_seeds)]
+        benchmark.train_reconstructions(error_map_seed)
+        benchmark.make_error_maps(error_map_seed)
+        if position < len(error_map_seeds):
+            maps.append(benchmark.evaluate_error_maps(error_map_seed))
+            write_error_map_table(maps, args.output)
         for arm in ARMS:
-            predicted = benchmark.run_arm(arm, seed)
+            predicted = benchmark.run_arm(arm, seed, error_map_seed)
             for cleaned in (False, True):
                 results[f"{arm} | {seed} | {cleaned}"] = measure(predicted, args.output / "test", cleaned)
             write_table(results, args.output)

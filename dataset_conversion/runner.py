@@ -14,8 +14,8 @@ from typing import Any
 from nnunet_anomaly.dataset_conversion.integrity import as_text
 from nnunet_anomaly.dataset_conversion.splits import Splits, held_out_cases, read_id_list
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter
-from nnunet_anomaly.errors import InputError
-from nnunet_anomaly.files import nnunet_folder, run_cases
+from nnunet_anomaly.errors import InputError, NnunetFolderError
+from nnunet_anomaly.files import load_json, nnunet_folder, run_cases
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,19 @@ class Case:
     def to_record(self, **more: Any) -> dict[str, Any]:
         """What is recorded of it in ``cases.json``."""
         return {"subject": self.subject, "visit": self.visit, **self.details, **more}
+
+
+def other_folds(dataset: Path) -> Path | None:
+    """The dataset's folder in nnUNet_preprocessed if it has other folds than the raw one; without either: None."""
+    try:
+        theirs = nnunet_folder("nnUNet_preprocessed") / dataset.name / "splits_final.json"
+    except NnunetFolderError:
+        return None
+    ours = dataset / "splits_final.json"
+    if not ours.is_file() or not theirs.is_file():
+        return None
+    folds = [[{part: set(split[part]) for part in split} for split in load_json(path)] for path in (ours, theirs)]
+    return None if folds[0] == folds[1] else theirs.parent
 
 
 def subjects_of(cases: Sequence[Case]) -> dict[str, str]:
@@ -159,6 +172,12 @@ def convert_cases(
             print(f"{name}: {'kept' if name in kept else 'failed' if name in failed else 'converted'}")
     print(f"{len(outcome.done)} cases converted now, {len(kept)} kept from before.")
     print(as_text(report))
+    if other := other_folds(writer.folder):
+        print(
+            f"WARNING: {other} has other folds, from an earlier conversion. nnU-Net will not plan on top of it, and "
+            "networks trained by it do not fit the new folds: remove that folder, or convert to another number.",
+            file=sys.stderr,
+        )
     if failed:
         print("Mend the failed cases and run the same command again: finished cases are kept.", file=sys.stderr)
     return 1 if failed else 0

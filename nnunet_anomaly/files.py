@@ -327,12 +327,28 @@ class InlineExecutor(Executor):
         return future
 
 
-def open_pool(num_processes: int) -> Executor:
-    """Spawned workers that end with this process; with 1 or less, this process itself."""
+@contextmanager
+def open_pool(num_processes: int) -> Iterator[Executor]:
+    """Spawned workers that end with this process; with 1 or less, this process itself.
+
+    Raises:
+        AnomalyError: a worker process was ended from outside.
+    """
     if num_processes <= 1:
-        return InlineExecutor()
+        yield InlineExecutor()
+        return
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=end_with_parent)
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=end_with_parent) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise AnomalyError(
+                "A worker process was ended from outside, most often for lack of memory. Finished cases are kept; run "
+                "it again, with a smaller -np."
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def run_cases(
@@ -375,22 +391,11 @@ def run_cases(
                 settle(name, partial(function, *arguments))
                 bar.update()
         else:
-            context = multiprocessing.get_context("spawn")
-            workers = min(num_processes, len(cases))
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+            with open_pool(min(num_processes, len(cases))) as pool:
                 futures = {pool.submit(function, *arguments): name for name, arguments in cases}
-                try:
-                    for future in as_completed(futures):
-                        settle(futures[future], future.result)
-                        bar.update()
-                except BrokenProcessPool as error:
-                    raise AnomalyError(
-                        "A worker process was ended from outside, most often for lack of memory. Finished cases are "
-                        "kept; run it again, with a smaller -np."
-                    ) from error
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+                for future in as_completed(futures):
+                    settle(futures[future], future.result)
+                    bar.update()
     order = {name: index for index, (name, _) in enumerate(cases)}
     outcome.done.sort(key=order.__getitem__)
     outcome.skipped.sort(key=order.__getitem__)

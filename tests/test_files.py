@@ -22,6 +22,7 @@ from nnunet_anomaly.files import (
     find_dataset_folder,
     load_json,
     nnunet_folder,
+    open_pool,
     place,
     read_image,
     run_cases,
@@ -228,6 +229,11 @@ def test_full_disk_stops_the_run(tmp_path, processes):
 def test_worker_that_dies_is_a_clear_error():
     with pytest.raises(AnomalyError, match="worker process was ended"):
         run_cases(act, [("a", ("die",)), ("b", ("go",))], 2, "testing")
+
+
+def test_a_pool_whose_worker_dies_is_a_clear_error():
+    with pytest.raises(AnomalyError, match="worker process was ended"), open_pool(2) as pool:
+        pool.submit(act, "die").result()
 
 
 def sleep_long(folder: Path) -> None:

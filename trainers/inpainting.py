@@ -51,7 +51,7 @@ class nnUNetTrainerInpaintingMimic(ReconstructionTrainer):
         """Build A, load G, and give A G's compressor, fixed."""
         checkpoint = self.teacher_checkpoint()
         super().initialize()
-        self.teacher = nnUNetTrainerInpainting.build_network_architecture(
+        self.teacher = nnUNetTrainerInpainting.build_reconstruction_network(
             self.plans_manager, self.configuration_manager, self.num_input_channels, 0
         ).to(self.device)
         weights = torch.load(checkpoint, map_location=self.device, weights_only=False)["network_weights"]

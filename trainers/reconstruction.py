@@ -33,7 +33,7 @@ from nnunet_anomaly.architectures.inpainting_unet import InpaintingUNet, resolve
 from nnunet_anomaly.augmentation.protected_channels import insert_after_resampling, protect_channels
 from nnunet_anomaly.augmentation.roi import RoiChannelTransform, region_of_interest
 from nnunet_anomaly.dataset_roles import error_channels
-from nnunet_anomaly.error_maps.predict import error_map, reconstruct, save_in_original_geometry
+from nnunet_anomaly.error_maps.predict import error_map, map_file_ending, reconstruct, save_in_original_geometry
 from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import open_pool, save_json
 from nnunet_anomaly.report.training import plot_training_curves
@@ -85,6 +85,7 @@ class ReconstructionTrainer(nnUNetTrainer):
                 f"{plans['dataset_name']} already has an error-map channel. Train reconstruction networks on the "
                 "dataset that it was derived from."
             )
+        map_file_ending(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.check_scale()
         self.validated_checkpoint = "checkpoint_final.pth"
@@ -111,7 +112,7 @@ class ReconstructionTrainer(nnUNetTrainer):
     # -- network, loss, optimiser -------------------------------------------------------------------------------------
 
     @classmethod
-    def build_network_architecture(  # type: ignore[override]
+    def build_reconstruction_network(
         cls,
         plans_manager: Any,
         configuration_manager: Any,
@@ -132,9 +133,22 @@ class ReconstructionTrainer(nnUNetTrainer):
             network.compressor.requires_grad_(cls.erase)  # C learns with G alone
         return network
 
+    @classmethod
+    def build_network_architecture(cls, *args: Any, **kwargs: Any) -> Any:
+        """What ``nnUNetv2_predict`` calls, which would make meaningless label maps of reconstructions.
+
+        Raises:
+            InputError: always; the message names the command that is meant.
+        """
+        raise InputError(
+            f"{cls.__name__} reconstructs images; nnUNetv2_predict makes label maps. Its error maps are made with: "
+            f"nnunet-anomaly error-maps -d DATASET -tr {cls.__name__} -i IMAGES -o OUTPUT"
+        )
+
     def initialize(self) -> None:
-        """Seed, then build as nnU-Net does."""
+        """Seed, then build as nnU-Net does, but our own network."""
         seed_everything(self.settings.seed, self.fold, self.local_rank)
+        self.build_network_architecture = self.build_reconstruction_network  # type: ignore[method-assign]
         super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -230,9 +244,11 @@ class ReconstructionTrainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """Log, keep the latest checkpoint now and then and the best by validation loss."""
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        started, ended = (self.logger.get_value(f"epoch_{which}_timestamps", step=-1) for which in ("start", "end"))
         names = ("train_losses", "val_losses", *self.extra_metrics)
         values = {name: self.logger.get_value(name, step=-1) for name in names}
         self.print_to_log_file(", ".join(f"{name} {value:.6f}" for name, value in values.items()))
+        self.print_to_log_file(f"Epoch time: {ended - started:.2f} s")
         if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         # nnU-Net's checkpoints have one slot for the best value so far, named after Dice; ours is a loss
@@ -288,8 +304,9 @@ class ReconstructionTrainer(nnUNetTrainer):
         error = error_map(image, reconstruction, torch.from_numpy(np.asarray(segmentation[:1]) >= 0))
         means = [float(error[where].mean()) if where.any() else float("nan") for where in (inside, ~inside)]
         self.print_to_log_file(f"{case}: mean error inside the region {means[0]:.6f}, outside {means[1]:.6f}")
-        names = [folder / "reconstructions" / f"{case}_{channel:04d}.nii.gz" for channel in range(len(image))]
-        maps = [(error, [folder / "error_maps" / f"{case}.nii.gz"]), (reconstruction, names)]
+        ending = map_file_ending(self.dataset_json)
+        names = [folder / "reconstructions" / f"{case}_{channel:04d}{ending}" for channel in range(len(image))]
+        maps = [(error, [folder / "error_maps" / f"{case}{ending}"]), (reconstruction, names)]
         spacing_mm = self.configuration_manager.spacing
         return [
             pool.submit(save_in_original_geometry, values, paths, properties, self.plans_manager, spacing_mm)

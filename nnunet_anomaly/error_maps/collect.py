@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_anomaly.dataset_roles import ERROR_MAP, IMAGE, KEY
+from nnunet_anomaly.error_maps.predict import map_file_ending
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
 from nnunet_anomaly.files import load_json, place, remove_left_overs, save_json
 
@@ -40,7 +41,8 @@ def fold_maps(model_folder: Path, fold: int, split: Split, checkpoint: str, comm
         raise InputError(
             f"The maps in {folder} are by {record['checkpoint']}, not {checkpoint}. Make them again: {command} {flag}"
         )
-    maps = {case: folder / "error_maps" / f"{case}.nii.gz" for case in record["held_out_cases"]}
+    ending = map_file_ending(load_json(model_folder / "dataset.json"))
+    maps = {case: folder / "error_maps" / f"{case}{ending}" for case in record["held_out_cases"]}
     absent = sorted(case for case, path in maps.items() if not path.is_file())
     if absent:
         raise InputError(f"Fold {fold} lacks the error maps of {', '.join(absent)}. Make them again: {command} --val")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from nnunet_anomaly.augmentation.roi import closed_and_filled_region, region_of_interest
 from nnunet_anomaly.error_maps.predict import error_map, mean_reconstruction
 from nnunet_anomaly.errors import GeometryError, InputError, MissingCheckpointError, SettingsError
-from nnunet_anomaly.files import read_image
+from nnunet_anomaly.files import load_json, read_image
 from nnunet_anomaly.settings import AnomalySettings
 
 
@@ -56,30 +54,34 @@ def load_model(
         MissingCheckpointError: a fold has no such checkpoint.
         SettingsError: it is not a reconstruction model.
     """
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     available = sorted(int(path.parent.name[5:]) for path in folder.glob(f"fold_[0-9]*/{checkpoint}"))
     missing = sorted(set(folds or []) - set(available))
     if missing or not available:
         wanted = ", ".join(f"fold {fold}" for fold in missing) or "any fold"
         raise MissingCheckpointError(f"{folder} has no {checkpoint} for {wanted}. Train with nnUNetv2_train first.")
-    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints advice that does not apply here
-        predictor.initialize_from_trained_model_folder(str(folder), tuple(folds or available), checkpoint)
-    network = getattr(predictor.network, "_orig_mod", predictor.network)  # nnU-Net compiles where it is told to
-    if not hasattr(network, "erase"):
+    paths = [folder / f"fold_{fold}" / checkpoint for fold in folds or available]
+    checkpoints = [torch.load(path, map_location="cpu", weights_only=False) for path in paths]
+    trainer = checkpoints[0]["trainer_name"]
+    build = getattr(recursive_find_trainer_class_by_name(trainer), "build_reconstruction_network", None)
+    if build is None:
         raise SettingsError(
             f"{folder.name} is not a reconstruction model. Error maps come from nnUNetTrainerInpaintingMimic, or from "
             "nnUNetTrainerInpainting with --masks-from."
         )
+    dataset_json, plans = load_json(folder / "dataset.json"), PlansManager(load_json(folder / "plans.json"))
+    configuration = plans.get_configuration(checkpoints[0]["init_args"]["configuration"])
     return ReconstructionModel(
-        network,
-        predictor.list_of_parameters,
-        predictor.plans_manager,
-        predictor.configuration_manager,
-        predictor.dataset_json,
-        AnomalySettings.from_plans(predictor.plans_manager.plans),
-        predictor.trainer_name,
+        build(plans, configuration, determine_num_input_channels(plans, configuration, dataset_json), 0),
+        [checkpoint["network_weights"] for checkpoint in checkpoints],
+        plans,
+        configuration,
+        dataset_json,
+        AnomalySettings.from_plans(plans.plans),
+        trainer,
     )
 
 
@@ -95,6 +97,9 @@ def prepare_case(
     expected = len(dataset_json["channel_names"])
     if len(images) != expected:
         raise InputError(f"{len(images)} channels, but the model takes {expected}: {[path.name for path in images]}")
+    for channel, path in enumerate(images):
+        if not path.name.endswith(f"_{channel:04d}{dataset_json['file_ending']}"):
+            raise InputError(f"Channel {channel} is missing: there is {path.name} in its place.")
     for path in [*images, *([mask] if mask else [])]:
         read_image(path)  # nnU-Net's reader would take a file that is cut off, and NaN as 0
     reader = plans.image_reader_writer_class()

@@ -20,6 +20,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 
 from nnunet_anomaly.errors import GeometryError, InputError
 from nnunet_anomaly.files import save_volume
+from nnunet_anomaly.label_maps import ENDINGS
 
 
 def error_map(image: torch.Tensor, reconstruction: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
@@ -129,6 +130,18 @@ def to_original_grid(grid_map: torch.Tensor, properties: Mapping[str, Any], plan
     box = [[0, len(cropped)], *properties["bbox_used_for_cropping"]]
     whole = insert_crop_into_image(whole, np.asarray(cropped, dtype=np.float32), box)
     return np.ascontiguousarray(whole.transpose([0, *(axis + 1 for axis in plans.transpose_backward)]))
+
+
+def map_file_ending(dataset_json: Mapping[str, Any]) -> str:
+    """File ending of a dataset, in which its error maps are written too: nnU-Net wants all channels alike.
+
+    Raises:
+        InputError: it is none that SimpleITK writes floating-point numbers with their geometry to.
+    """
+    ending: str = dataset_json["file_ending"]
+    if ending not in ENDINGS:
+        raise InputError(f"Error maps are made for {', '.join(ENDINGS)}, but the dataset has {ending}. Convert it.")
+    return ending
 
 
 def save_in_original_geometry(

@@ -9,6 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_anomaly.error_maps import collect
 from nnunet_anomaly.error_maps.model import PreparedCase, ReconstructionModel, case_maps, load_model, prepare_case
-from nnunet_anomaly.error_maps.predict import save_in_original_geometry
+from nnunet_anomaly.error_maps.predict import map_file_ending, save_in_original_geometry
 from nnunet_anomaly.errors import InputError, LeakageError
 from nnunet_anomaly.files import (
     FATAL_ERRNOS,
@@ -65,11 +66,7 @@ class Job:
                 f"{model} does not exist. Train it first: nnUNetv2_train {raw.name} {args.configuration} 0 "
                 f"-tr {args.trainer} -p {args.plans}"
             )
-        ending = load_json(raw / "dataset.json")["file_ending"]
-        if ending != ".nii.gz":
-            raise InputError(
-                f"{raw.name} has {ending} files. Error maps are made for .nii.gz datasets only; convert it."
-            )
+        map_file_ending(load_json(raw / "dataset.json"))
         if args.device == "cuda" and not torch.cuda.is_available():
             raise InputError("There is no CUDA device here; give -device cpu.")
         return Job(
@@ -216,7 +213,7 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
         for path in files:
             place(path, output / path.name, copy=job.copy)
 
-    missing = [(case, files) for case, files in todo if not target_of(case, files).is_file()]
+    missing = [(case, files) for case, files in todo if not _is_finished(job, target_of(case, files), files)]
     with _masks(job, missing) as mask_of:
         return _run(job, model, [(case, files, mask_of(case)) for case, files in todo], target_of, place_images)
 
@@ -374,8 +371,9 @@ def _run(
     """Prepare cases in the background, reconstruct them here, write them in the background; finished ones are kept."""
     from tqdm import tqdm
 
-    todo = [(case, files, mask) for case, files, mask in cases if not target_of(case, files).is_file()]
-    outcome = Outcome(skipped=[case for case, files, _ in cases if target_of(case, files).is_file()])
+    finished = {case for case, files, _ in cases if _is_finished(job, target_of(case, files), files)}
+    todo = [(case, files, mask) for case, files, mask in cases if case not in finished]
+    outcome = Outcome(skipped=[case for case, _, _ in cases if case in finished])
     with (
         open_pool(job.num_processes) as pool,
         tqdm(total=len(cases), initial=len(outcome.skipped), desc="Error maps", unit="case") as bar,
@@ -396,6 +394,12 @@ def _run(
                 _note_failure(outcome, case, problem)
     outcome.done = [case for case, _, _ in todo if case not in outcome.failed]
     return outcome
+
+
+def _is_finished(job: Job, target: Path, files: Sequence[Path]) -> bool:
+    """Whether all that is asked for of a case is there."""
+    folder = job.reconstructions
+    return target.is_file() and (folder is None or all((folder / path.name).is_file() for path in files))
 
 
 def _prepared_ahead(
@@ -440,6 +444,6 @@ def _map_case(
 
 def _note_failure(outcome: Outcome, case: str, problem: Exception) -> None:
     """Name a failed case and go on; but stop where no case after it could succeed either."""
-    if isinstance(problem, OSError) and problem.errno in FATAL_ERRNOS:
+    if isinstance(problem, BrokenProcessPool) or (isinstance(problem, OSError) and problem.errno in FATAL_ERRNOS):
         raise problem
     outcome.failed[case] = f"{type(problem).__name__}: {problem}"

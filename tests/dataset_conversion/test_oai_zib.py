@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,18 @@ def test_two_fold_uses_the_releases_lists(whole_tree, raw):
         {"train": NAMES[::2], "val": NAMES[1::2]},
         {"train": NAMES[1::2], "val": NAMES[::2]},
     ]
+
+
+def test_folds_that_nnunet_has_preprocessed_otherwise_are_warned_about(whole_tree, raw, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    assert convert(whole_tree, "--two-fold") == 0
+    planned = tmp_path / "preprocessed" / dataset(raw).name / "splits_final.json"
+    planned.parent.mkdir(parents=True)
+    shutil.copy(dataset(raw) / "splits_final.json", planned)
+    assert convert(whole_tree, "--two-fold") == 0
+    assert "other folds" not in capsys.readouterr().err
+    assert convert(whole_tree) == 0
+    assert f"WARNING: {planned.parent} has other folds" in capsys.readouterr().err
 
 
 def test_test_list_is_held_out(whole_tree, raw, tmp_path):

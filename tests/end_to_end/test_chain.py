@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,24 @@ def error_maps(*more, trainer=A):
         "nnunet-anomaly", "error-maps", "-d", "101", "-tr", trainer, "-p", PLANS, "-c", "2d_inpainting",
         "-device", "cpu", "-np", "1", *more,
     ]  # fmt: skip
+
+
+def kill_once_there(workspace, command: list[str], path: Path) -> None:
+    """Start a console command and kill it (not its workers: they must not live on) when a file has appeared."""
+    program = str(Path(sys.executable).parent / command[0])
+    process = subprocess.Popen(
+        [program, *command[1:]],
+        env={**workspace.environment, "nnUNet_n_proc_DA": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert path.exists()
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +102,36 @@ def test_validation_again_gives_the_same_maps(trained):
     shutil.rmtree(folder)
     trained.train(101, "2d_inpainting", 0, A, "--val")
     assert digests(folder) == before
+
+
+def test_the_best_checkpoint_is_validated_where_asked_for(trained):
+    folder = model(trained, A) / "fold_0" / "validation"
+    before = digests(folder)
+    trained.train(101, "2d_inpainting", 0, A, "--val", "--val_best")
+    assert load_json(folder / "error_maps.json")["checkpoint"] == "checkpoint_best.pth"
+    result = trained.run(*error_maps("-o", "Dataset299_Never"), expect=2)
+    assert "are by checkpoint_best.pth, not checkpoint_final.pth" in result.stderr
+    trained.train(101, "2d_inpainting", 0, A, "--val")
+    assert digests(folder) == before
+
+
+def test_a_killed_training_goes_on_with_c(planned):
+    trainer = "nnUNetTrainerInpainting_2epochs"
+    command = ["nnUNetv2_train", "101", "2d_inpainting", "0", "-tr", trainer, "-p", PLANS, "-device", "cpu"]
+    folder = model(planned, trainer) / "fold_0"
+    kill_once_there(planned, command, folder / "progress.png")  # written after the checkpoint
+    assert not (folder / "checkpoint_final.pth").exists()
+    output = planned.train(101, "2d_inpainting", 0, trainer, "--c")
+    assert "Epoch 1" in output and "Epoch 0" not in output
+    assert (folder / "checkpoint_final.pth").is_file()
+
+
+def test_nnunets_predict_is_refused_for_reconstructions(trained, new_images, tmp_path):
+    result = trained.run(
+        "nnUNetv2_predict", "-d", "101", "-c", "2d_inpainting", "-f", "0", "-tr", A, "-p", PLANS, "-i", str(new_images),
+        "-o", str(tmp_path), "-device", "cpu", expect=None,
+    )  # fmt: skip
+    assert f"nnunet-anomaly error-maps -d DATASET -tr {A}" in result.stderr
 
 
 def test_resuming_a_finished_training_only_validates(trained):
@@ -130,22 +179,34 @@ def test_another_dataset_in_the_target_is_refused(derived):
 def test_killed_in_the_middle_a_rerun_gives_the_same_bytes(derived, new_images, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     derived.run(*error_maps("-i", str(new_images), "-o", str(whole)))
-    program = str(Path(sys.executable).parent / "nnunet-anomaly")
-    command = [program, *error_maps("-i", str(new_images), "-o", str(killed))[1:]]
-    process = subprocess.Popen(
-        command, env=derived.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not (killed / "new_20_0001.nii.gz").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must not live on
-    process.wait()
+    kill_once_there(derived, error_maps("-i", str(new_images), "-o", str(killed)), killed / "new_20_0001.nii.gz")
     assert (killed / "error_maps.json").is_file()
     (killed / ".partial_half.nii.gz").write_bytes(b"half")  # what a kill while writing leaves
     derived.run(*error_maps("-i", str(new_images), "-o", str(killed)))
     assert digests(killed) == digests(whole)
     again = derived.run(*error_maps("-i", str(new_images), "-o", str(killed)))
     assert "0 done, 2 were there already, 0 failed" in again.stdout
+
+
+def test_a_full_disk_stops_the_run_and_a_rerun_gives_the_same_bytes(derived, new_images, tmp_path):
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    derived.run(*error_maps("-i", str(new_images), "-o", str(whole)))
+    program = str(Path(sys.executable).parent / "nnunet-anomaly")
+    command = [program, *error_maps("-i", str(new_images), "-o", str(full))[1:]]
+    # a limit on the size of files acts as a full disk does, and needs no root
+    size = min(path.stat().st_size for path in whole.glob("*_0001.nii.gz"))
+    result = subprocess.run(
+        command,
+        env=derived.environment,
+        capture_output=True,
+        encoding="utf-8",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "What was finished is whole; mend this and run it again" in result.stderr
+    assert not list(full.rglob("*_0001.nii.gz")) and not list(full.rglob(".partial_*"))
+    derived.run(*error_maps("-i", str(new_images), "-o", str(full)))
+    assert digests(full) == digests(whole)
 
 
 def test_new_images_get_the_mean_reconstruction_of_the_folds(derived, new_images, tmp_path):
@@ -160,6 +221,11 @@ def test_new_images_get_the_mean_reconstruction_of_the_folds(derived, new_images
     raw = sitk.ReadImage(str(new_images / "new_20_0000.nii.gz"))
     error = sitk.ReadImage(str(tmp_path / "both" / "new_20_0001.nii.gz"))
     assert error.GetSize() == raw.GetSize() and error.GetOrigin() == raw.GetOrigin()
+    late = error_maps("-i", str(new_images), "-o", str(tmp_path / "both"))  # reconstructions of finished maps
+    before = digests(tmp_path / "both")
+    shutil.rmtree(tmp_path / "both" / "reconstructions")
+    derived.run(*late, "--save-reconstructions", str(tmp_path / "both" / "reconstructions"))
+    assert digests(tmp_path / "both") == before
     refused = derived.run(*error_maps("-i", str(new_images), "-o", str(tmp_path / "0")), expect=2)
     assert "holds error maps of another model, other folds" in refused.stderr
 
@@ -243,8 +309,16 @@ def test_two_passes_by_a_plain_model_of_the_same_folds(derived, new_images, tmp_
     for fold in (0, 1):
         derived.train(101, "2d", fold, PLAIN)
     masks = ("--masks-from", f"{PLAIN}__{PLANS}__2d")
-    derived.run(*error_maps("-o", "Dataset202_TwoPasses", *masks, trainer=G))
-    images = derived.root / "nnUNet_raw" / "Dataset202_TwoPasses" / "imagesTr"
+    maps = model(derived, G) / "fold_1" / f"validation_two_pass_{PLAIN}__{PLANS}__2d" / "error_maps"
+    command = error_maps("-o", "Dataset202_TwoPasses", *masks, trainer=G)
+    kill_once_there(derived, command, maps / "case_01.nii.gz")
+    derived.run(*command)
+    raw = derived.root / "nnUNet_raw"
+    for fold in (0, 1):
+        shutil.rmtree(maps.parent.parent.parent / f"fold_{fold}" / maps.parent.name)
+    derived.run(*error_maps("-o", "Dataset206_Whole", *masks, "--copy", trainer=G))
+    images = raw / "Dataset202_TwoPasses" / "imagesTr"
+    assert digests(images) == digests(raw / "Dataset206_Whole" / "imagesTr")
     assert sorted(path.name for path in images.glob("*_0001.nii.gz")) == [f"case_0{i}_0001.nii.gz" for i in range(6)]
     derived.run(*error_maps("-i", str(new_images), "-o", str(tmp_path / "maps"), *masks, trainer=G))
     assert (tmp_path / "maps" / "new_21_0001.nii.gz").is_file()

@@ -43,6 +43,7 @@ def source(tmp_path):
 @pytest.fixture
 def model(tmp_path):
     folder = tmp_path / "model"
+    save_json(DESCRIPTION, folder / "dataset.json")
     for fold, split in enumerate(SPLITS):
         validation = folder / f"fold_{fold}" / "validation"
         for case in split["val"]:

@@ -200,6 +200,24 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(new_trainer):
     assert trainer._best_ema == 0.5
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha"])
+def test_maps_have_the_file_ending_of_the_dataset(new_trainer, planned, ending):
+    folder = planned.root / "nnUNet_preprocessed" / "Dataset101_Tiny"
+    description = {**json.loads((folder / "dataset.json").read_text()), "file_ending": ending}
+    trainer = new_trainer(nnUNetTrainerInpainting, dataset_json=description)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    values, image = read(folder_of(trainer) / "validation" / "error_maps" / f"case_03{ending}")
+    assert image.GetPixelID() == sitk.sitkFloat32 and values.max() > 0
+
+
+def test_files_that_hold_no_error_map_are_refused(new_trainer, planned):
+    folder = planned.root / "nnUNet_preprocessed" / "Dataset101_Tiny"
+    description = {**json.loads((folder / "dataset.json").read_text()), "file_ending": ".png"}
+    with pytest.raises(InputError, match="but the dataset has"):
+        new_trainer(nnUNetTrainerInpainting, dataset_json=description)
+
+
 def test_a_dataset_with_error_maps_is_refused(new_trainer):
     derived = {
         "channel_names": {"0": "MR", "1": "noNorm"},
