@@ -35,7 +35,7 @@ from nnunet_anomaly.augmentation.roi import RoiChannelTransform, region_of_inter
 from nnunet_anomaly.dataset_roles import error_channels
 from nnunet_anomaly.error_maps.predict import error_map, map_file_ending, reconstruct, save_in_original_geometry
 from nnunet_anomaly.errors import InputError, SettingsError
-from nnunet_anomaly.files import open_pool, save_json
+from nnunet_anomaly.files import open_pool, save_json, written_whole
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import AnomalySettings
@@ -199,6 +199,12 @@ class ReconstructionTrainer(nnUNetTrainer):
         """As nnU-Net; what is validated next is the final checkpoint."""
         super().on_train_end()
         self.validated_checkpoint = "checkpoint_final.pth"
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net, but whole or not at all: ``--c`` could not go on from a half-written one."""
+        if self.local_rank == 0:
+            with written_whole(filename) as temporary:
+                super().save_checkpoint(str(temporary))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """As nnU-Net, and remember which one it is, for the record of error maps."""

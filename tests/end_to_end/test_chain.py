@@ -119,7 +119,7 @@ def test_a_killed_training_goes_on_with_c(planned):
     trainer = "nnUNetTrainerInpainting_2epochs"
     command = ["nnUNetv2_train", "101", "2d_inpainting", "0", "-tr", trainer, "-p", PLANS, "-device", "cpu"]
     folder = model(planned, trainer) / "fold_0"
-    kill_once_there(planned, command, folder / "progress.png")  # written after the checkpoint
+    kill_once_there(planned, command, folder / "checkpoint_best.pth")
     assert not (folder / "checkpoint_final.pth").exists()
     output = planned.train(101, "2d_inpainting", 0, trainer, "--c")
     assert "Epoch 1" in output and "Epoch 0" not in output
