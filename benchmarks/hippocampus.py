@@ -285,7 +285,7 @@ def write_error_map_table(results: list[dict[str, dict[str, float]]], output: Pa
 def over_seeds(runs: list[dict[str, float]]) -> dict[str, Any]:
     """Number of seeds, and mean and SD of every figure."""
     row: dict[str, Any] = {"seeds": len(runs)}
-    for name in runs[0]:
+    for name in dict.fromkeys(name for run in runs for name in run):
         numbers = [run[name] for run in runs if name in run]
         spread = f" ± {np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else ""
         row[name] = f"{np.mean(numbers):.3f}{spread}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import json
 import math
 import multiprocessing
@@ -13,6 +14,7 @@ import struct
 import tempfile
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -250,6 +252,17 @@ def _why_not_written(folder: Path) -> int:
     return errno.EIO
 
 
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Digest of the names and contents of some files, in the order of their names; it survives copying them."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        digest.update(path.name.encode() + b"\0")
+        with open(path, "rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def made_from(paths: Iterable[Path], settings: Any) -> Any:
     """What a result is made from, as JSON gives it back: files (path, size, time of change), settings, our version.
 
@@ -344,11 +357,20 @@ def open_pool(num_processes: int) -> Iterator[Executor]:
         except BrokenProcessPool as error:
             raise AnomalyError(
                 "A worker process was ended from outside, most often for lack of memory. Finished cases are kept; run "
-                "it again, with a smaller -np."
+                "it again with fewer processes (-np; in nnU-Net's validation nnUNet_def_n_proc)."
             ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def settle(writing: deque[Future[Any]], *, at_most: int = 0) -> None:
+    """Wait until at most so many of these futures are left in the queue, oldest first; one that failed raises.
+
+    Called after every case it keeps what waits to be written within bounds, and finds out soon when a disk is full.
+    """
+    while writing and (len(writing) > at_most or writing[0].done()):
+        writing.popleft().result()
 
 
 def run_cases(

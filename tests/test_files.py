@@ -10,7 +10,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ from nnunet_anomaly.files import (
     read_image,
     run_cases,
     save_json,
+    settle,
     write_image,
     written_whole,
 )
@@ -234,6 +238,21 @@ def test_worker_that_dies_is_a_clear_error():
 def test_a_pool_whose_worker_dies_is_a_clear_error():
     with pytest.raises(AnomalyError, match="worker process was ended"), open_pool(2) as pool:
         pool.submit(act, "die").result()
+
+
+def test_queues_of_writes_stay_short_and_failures_show_soon():
+    with ThreadPoolExecutor(1) as pool:
+        go, failing = threading.Event(), Future()
+        failing.set_exception(OSError(errno.ENOSPC, "No space left on device"))
+        writing = deque([pool.submit(go.wait) for _ in range(3)])
+        settle(writing, at_most=3)
+        assert len(writing) == 3
+        go.set()
+        settle(writing, at_most=1)
+        assert len(writing) <= 1
+        writing.append(failing)
+        with pytest.raises(OSError, match="No space left"):
+            settle(writing)
 
 
 def sleep_long(folder: Path) -> None:

@@ -10,7 +10,9 @@ in nnU-Net. Their validation writes, for the held-out fold and in the original g
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from time import time
 from typing import Any
@@ -34,13 +36,13 @@ from nnunet_anomaly.augmentation.protected_channels import insert_after_resampli
 from nnunet_anomaly.augmentation.roi import RoiChannelTransform, region_of_interest
 from nnunet_anomaly.dataset_roles import error_channels
 from nnunet_anomaly.error_maps.predict import error_map, map_file_ending, reconstruct, save_in_original_geometry
-from nnunet_anomaly.errors import InputError, SettingsError
-from nnunet_anomaly.files import open_pool, save_json, written_whole
+from nnunet_anomaly.errors import InputError, LeakageError, SettingsError
+from nnunet_anomaly.files import open_pool, remove_left_overs, save_json, settle, sha256_of, written_whole
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import AnomalySettings
 
-SPLIT_RECORD = "split.json"  # in the fold's folder: the cases that the network learns from
+SPLIT = "split"  # the cases that a network learnt from and those it did not, among the checkpoint's init_args
 SCHEME = "ZScoreClipped01Normalization"
 SPATIAL = (
     SpatialTransform,
@@ -49,6 +51,19 @@ SPATIAL = (
     Convert2DTo3DTransform,
     RemoveLabelTansform,
 )
+
+
+def check_split(learnt: Mapping[str, list[str]] | None, now: Mapping[str, list[str]], checkpoint: str) -> None:
+    """Law 3: a network is used for the fold that it was trained for.
+
+    Raises:
+        LeakageError: it learnt from other cases than the fold has now, or nothing says from which.
+    """
+    if learnt is None or set(learnt["train"]) != set(now["train"]):
+        raise LeakageError(
+            f"{checkpoint} was not trained on the training cases that this fold has now: splits_final.json changed "
+            "since. Train this network again, without --c."
+        )
 
 
 class ReconstructionLogger(LocalLogger):
@@ -89,6 +104,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.check_scale()
         self.validated_checkpoint = "checkpoint_final.pth"
+        self.epochs_trained = 0  # by this process
         self.logger.local_logger = ReconstructionLogger(*self.extra_metrics)
         self.initial_lr = self.settings.inpainting.learning_rate
         self.weight_decay = 0.0
@@ -188,12 +204,16 @@ class ReconstructionTrainer(nnUNetTrainer):
         return RoiChannelTransform(roi.labels, roi.dilation_mm, self.configuration_manager.spacing)
 
     def on_train_start(self) -> None:
-        """As nnU-Net, and write down which cases this network learns from."""
+        """As nnU-Net, and note which cases this network learns from; the note goes into its checkpoints."""
         super().on_train_start()
+        self.my_init_kwargs[SPLIT] = self.split()
         if self.local_rank == 0:
-            training_cases, held_out = self.do_split()
-            split = {"train": sorted(training_cases), "val": sorted(held_out)}
-            save_json(split, Path(self.output_folder) / SPLIT_RECORD)
+            remove_left_overs(Path(self.output_folder))
+
+    def split(self) -> dict[str, list[str]]:
+        """Cases of this fold, as splits_final.json has them now: to learn from, and held out."""
+        training_cases, held_out = self.do_split()
+        return {"train": sorted(training_cases), "val": sorted(held_out)}
 
     def on_train_end(self) -> None:
         """As nnU-Net; what is validated next is the final checkpoint."""
@@ -202,13 +222,22 @@ class ReconstructionTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net, but whole or not at all: ``--c`` could not go on from a half-written one."""
-        if self.local_rank == 0:
-            with written_whole(filename) as temporary:
-                super().save_checkpoint(str(temporary))
+        if self.disable_checkpointing or self.local_rank:
+            return super().save_checkpoint(filename)
+        if not self.epochs_trained and Path(filename).is_file():
+            return  # --c on a finished training: the same network would look like another one to what was made from it
+        with written_whole(filename) as temporary:
+            super().save_checkpoint(str(temporary))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As nnU-Net, and remember which one it is, for the record of error maps."""
+        """As nnU-Net, and remember which one it is, for the record of error maps.
+
+        Raises:
+            LeakageError: the network learnt from other cases than this fold's, so that its maps were not out of fold.
+        """
         super().load_checkpoint(filename_or_checkpoint)
+        name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "The checkpoint"
+        check_split(self.my_init_kwargs.get(SPLIT), self.split(), name)
         if isinstance(filename_or_checkpoint, str):
             self.validated_checkpoint = Path(filename_or_checkpoint).name
 
@@ -265,19 +294,28 @@ class ReconstructionTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             self.logger.plot_progress_png(self.output_folder)
         self.current_epoch += 1
+        self.epochs_trained += 1
 
     # -- validation: error maps of the held-out fold ------------------------------------------------------------------
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write reconstructions and error maps of the held-out fold in the original geometry."""
-        training_cases, held_out = self.do_split()
-        folder = Path(self.output_folder) / "validation"
-        mine = sorted(held_out)[self.local_rank :: distributed.get_world_size()] if self.is_ddp else sorted(held_out)
+        split = self.split()
+        folder, checkpoint = (Path(self.output_folder) / name for name in ("validation", self.validated_checkpoint))
+        record_path = folder / "error_maps.json"
+        if self.local_rank == 0:
+            record_path.unlink(missing_ok=True)  # maps of an earlier validation are overwritten one by one
+        if self.is_ddp:
+            distributed.barrier()
+        mine = split["val"][self.local_rank :: distributed.get_world_size()] if self.is_ddp else split["val"]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, mine)
-        with open_pool(default_num_processes if len(mine) > 1 else 1) as pool:
-            writing = [job for case in mine for job in self.validate_case(case, dataset, folder, pool)]
-            for job in writing:
-                job.result()
+        processes = default_num_processes if len(mine) > 1 else 1
+        writing: deque[Future[None]] = deque()
+        with open_pool(processes) as pool:
+            for case in mine:
+                writing.extend(self.validate_case(case, dataset, folder, pool))
+                settle(writing, at_most=4 * processes)
+            settle(writing)
         if self.is_ddp:
             distributed.barrier()
         if self.local_rank == 0:
@@ -287,22 +325,21 @@ class ReconstructionTrainer(nnUNetTrainer):
                 "configuration": self.configuration_name,
                 "fold": self.fold,
                 "epochs": self.current_epoch,
-                "checkpoint": self.validated_checkpoint,
-                "training_cases": sorted(training_cases),
-                "held_out_cases": sorted(held_out),
+                "checkpoint": checkpoint.name,
+                "checkpoint_sha256": sha256_of([checkpoint]) if checkpoint.is_file() else None,
+                "training_cases": self.my_init_kwargs[SPLIT]["train"],
+                "held_out_cases": split["val"],
             }
-            save_json(record, folder / "error_maps.json")
-            kind = "training" if set(training_cases) & set(held_out) else "held-out"
-            self.print_to_log_file(f"Error maps of {len(held_out)} {kind} cases are in {folder / 'error_maps'}")
+            save_json(record, record_path)
+            kind = "training" if set(record["training_cases"]) & set(split["val"]) else "held-out"
+            self.print_to_log_file(f"Error maps of {len(split['val'])} {kind} cases are in {folder / 'error_maps'}")
 
     def validate_case(self, case: str, dataset: Any, folder: Path, pool: Executor) -> list[Any]:
         """Reconstruct one case here and have its maps written in the background."""
         data, segmentation, _, properties = dataset.load_case(case)
         image = torch.from_numpy(np.asarray(data[:], dtype=np.float32))
-        roi = self.settings.roi
-        region = region_of_interest(
-            np.asarray(segmentation[0]), roi.labels, roi.dilation_mm, self.case_spacing_mm(properties)
-        )
+        roi, spacing_mm = self.settings.roi, self.configuration_manager.spacing
+        region = region_of_interest(np.asarray(segmentation[0]), roi.labels, roi.dilation_mm, spacing_mm)
         inside = torch.from_numpy(region[None])
         network = self.bare_network()
         network_input = torch.cat((image, inside.float())) if self.erase else image
@@ -313,7 +350,6 @@ class ReconstructionTrainer(nnUNetTrainer):
         ending = map_file_ending(self.dataset_json)
         names = [folder / "reconstructions" / f"{case}_{channel:04d}{ending}" for channel in range(len(image))]
         maps = [(error, [folder / "error_maps" / f"{case}{ending}"]), (reconstruction, names)]
-        spacing_mm = self.configuration_manager.spacing
         return [
             pool.submit(save_in_original_geometry, values, paths, properties, self.plans_manager, spacing_mm)
             for values, paths in maps
@@ -326,10 +362,3 @@ class ReconstructionTrainer(nnUNetTrainer):
             network = network._orig_mod
         assert isinstance(network, InpaintingUNet)
         return network
-
-    def case_spacing_mm(self, properties: dict) -> list[float]:
-        """Spacing of a preprocessed case: a 2-D configuration keeps each case's own slice distance."""
-        spacing_mm = list(self.configuration_manager.spacing)
-        if len(spacing_mm) == 3:
-            return spacing_mm
-        return [properties["spacing"][self.plans_manager.transpose_forward[0]], *spacing_mm]

@@ -23,14 +23,18 @@ def region_of_interest(
         labels: integer label map, 2-D or 3-D.
         roi_labels: at least one label. Where none of them occurs, the region is empty.
         dilation_mm: distance between voxel centres; 0 is the labels alone.
-        spacing_mm: voxel size along every axis of ``labels``.
+        spacing_mm: voxel size along every axis of ``labels``; with two sizes for a 3-D map, as 2-D configurations
+            have them, every slice of the first axis is dilated by itself.
 
     Returns:
         bool array of the same shape.
 
     Source: Woo et al. 2022, section 2.1 (the erased profile: the bones' masks, dilated).
     """
-    return dilate_mm(np.isin(labels, _checked(roi_labels)), dilation_mm, spacing_mm)
+    region = np.isin(labels, _checked(roi_labels))
+    if region.ndim == 3 and len(spacing_mm) == 2:
+        return np.stack([dilate_mm(plane, dilation_mm, spacing_mm) for plane in region])
+    return dilate_mm(region, dilation_mm, spacing_mm)
 
 
 def closed_and_filled_region(

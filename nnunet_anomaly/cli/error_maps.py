@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="without -i: number, or DatasetXXX_Name, of the derived dataset; with -i: a folder",
     )
     parser.add_argument("-i", "--input", help="folder of new images; the mean reconstruction of the folds is taken")
-    parser.add_argument("-f", "--folds", nargs="+", type=int, help="folds for new images (default: all that are there)")
+    parser.add_argument(
+        "-f", "--folds", nargs="+", type=int, help="folds for new images and imagesTs (default: all that are there)"
+    )
     parser.add_argument("-chk", "--checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
     parser.add_argument(
         "--masks-from",
@@ -37,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--copy", action="store_true", help="copy images and labels instead of linking them")
     parser.add_argument("--no-test", action="store_true", help="leave the dataset's imagesTs out of the derived one")
-    parser.add_argument("--save-reconstructions", metavar="FOLDER", help="with -i: also write the reconstructions here")
+    parser.add_argument(
+        "--save-reconstructions",
+        metavar="FOLDER",
+        help="also write the reconstructions here: of new images, of imagesTs, and by two passes",
+    )
     parser.add_argument(
         "--allow-leak", action="store_true", help="take error maps of cases that their network was trained on"
     )

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_anomaly.dataset_roles import ERROR_MAP, IMAGE, KEY
+from nnunet_anomaly.dataset_roles import ERROR_MAP, IMAGE, KEY, channel_names
 from nnunet_anomaly.error_maps.predict import map_file_ending
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
-from nnunet_anomaly.files import load_json, place, remove_left_overs, save_json
+from nnunet_anomaly.files import load_json, place, remove_left_overs, save_json, sha256_of
 
 Split = Mapping[str, Sequence[str]]
 DERIVED_FROM = "derived_from"
@@ -42,6 +42,11 @@ def fold_maps(model_folder: Path, fold: int, split: Split, checkpoint: str, comm
             f"The maps in {folder} are by {record['checkpoint']}, not {checkpoint}. Make them again: {command} {flag}"
         )
     ending = map_file_ending(load_json(model_folder / "dataset.json"))
+    path = model_folder / f"fold_{fold}" / checkpoint
+    if not path.is_file():
+        raise MissingCheckpointError(f"{path} does not exist. Train this fold: {command}")
+    if record["checkpoint_sha256"] != sha256_of([path]):
+        raise InputError(f"Fold {fold} was trained again since {folder} was made. Make the maps again: {command} --val")
     maps = {case: folder / "error_maps" / f"{case}{ending}" for case in record["held_out_cases"]}
     absent = sorted(case for case, path in maps.items() if not path.is_file())
     if absent:
@@ -105,23 +110,26 @@ def out_of_fold(folds: Sequence[FoldMaps], cases: Sequence[str], allow_leak: boo
 
 
 def case_names(images_folder: Path, file_ending: str) -> list[str]:
-    """Cases of an nnU-Net image folder, sorted."""
-    suffix = f"_0000{file_ending}"
-    return sorted(path.name.removesuffix(suffix) for path in images_folder.glob(f"*{suffix}"))
+    """Cases of an nnU-Net image folder, sorted; also those that lack their first channel, so that they are missed."""
+    length = len(f"_0000{file_ending}")
+    return sorted({path.name[:-length] for path in images_folder.glob(f"*_[0-9][0-9][0-9][0-9]{file_ending}")})
+
+
+def files_without_channel(images_folder: Path, file_ending: str) -> list[str]:
+    """Images of a folder that are no nnU-Net case's, by their name; sorted, hidden ones left out."""
+    images = {path.name for path in images_folder.glob(f"*{file_ending}") if not path.name.startswith(".")}
+    return sorted(images - {path.name for path in images_folder.glob(f"*_[0-9][0-9][0-9][0-9]{file_ending}")})
 
 
 def derived_dataset_json(source: Mapping[str, Any], name: str, origin: Mapping[str, Any]) -> dict[str, Any]:
     """dataset.json with one more channel: named ``noNorm`` for nnU-Net, its role under a key of our own."""
-    channel = str(len(source["channel_names"]))
+    names = channel_names(source)
+    channel = str(len(names))
     ours = dict(source.get(KEY, {}))
-    roles = {index: IMAGE for index in source["channel_names"]} | dict(ours.get("channel_roles", {}))
+    roles = dict.fromkeys(names, IMAGE) | dict(ours.get("channel_roles", {}))
     ours |= {"channel_roles": {**roles, channel: ERROR_MAP}, DERIVED_FROM: dict(origin)}
-    return {
-        **source,
-        "name": name,
-        "channel_names": {**source["channel_names"], channel: "noNorm"},
-        KEY: ours,
-    }
+    rest = {key: value for key, value in source.items() if key != "modality"}
+    return {**rest, "name": name, "channel_names": {**names, channel: "noNorm"}, KEY: ours}
 
 
 def write_case(images: Sequence[Path], error: Path, case: str, folder: Path, file_ending: str, copy: bool) -> None:
@@ -162,10 +170,8 @@ def write_derived_dataset(
     description = load_json(source / "dataset.json")
     ending = description["file_ending"]
     for case, error in maps.items():
-        images = [
-            source / "imagesTr" / f"{case}_{channel:04d}{ending}"
-            for channel in range(len(description["channel_names"]))
-        ]
+        channels = range(len(channel_names(description)))
+        images = [source / "imagesTr" / f"{case}_{channel:04d}{ending}" for channel in channels]
         write_case(images, error, case, target / "imagesTr", ending, copy)
         place(source / "labelsTr" / f"{case}{ending}", target / "labelsTr" / f"{case}{ending}", copy=copy)
     save_json(list(splits), target / "splits_final.json")

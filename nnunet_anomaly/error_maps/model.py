@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nnunet_anomaly.augmentation.roi import closed_and_filled_region, region_of_interest
+from nnunet_anomaly.dataset_roles import channel_names
 from nnunet_anomaly.error_maps.predict import error_map, mean_reconstruction
 from nnunet_anomaly.errors import GeometryError, InputError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.files import load_json, read_image
@@ -63,9 +64,11 @@ def load_model(
     if missing or not available:
         wanted = ", ".join(f"fold {fold}" for fold in missing) or "any fold"
         raise MissingCheckpointError(f"{folder} has no {checkpoint} for {wanted}. Train with nnUNetv2_train first.")
-    paths = [folder / f"fold_{fold}" / checkpoint for fold in folds or available]
-    checkpoints = [torch.load(path, map_location="cpu", weights_only=False) for path in paths]
-    trainer = checkpoints[0]["trainer_name"]
+    parameters = []
+    for fold in folds or available:  # one after the other: a checkpoint holds the optimiser's state as well
+        content = torch.load(folder / f"fold_{fold}" / checkpoint, map_location="cpu", weights_only=False)
+        parameters.append(content["network_weights"])
+        trainer, name = content["trainer_name"], content["init_args"]["configuration"]
     build = getattr(recursive_find_trainer_class_by_name(trainer), "build_reconstruction_network", None)
     if build is None:
         raise SettingsError(
@@ -73,10 +76,10 @@ def load_model(
             "nnUNetTrainerInpainting with --masks-from."
         )
     dataset_json, plans = load_json(folder / "dataset.json"), PlansManager(load_json(folder / "plans.json"))
-    configuration = plans.get_configuration(checkpoints[0]["init_args"]["configuration"])
+    configuration = plans.get_configuration(name)
     return ReconstructionModel(
         build(plans, configuration, determine_num_input_channels(plans, configuration, dataset_json), 0),
-        [checkpoint["network_weights"] for checkpoint in checkpoints],
+        parameters,
         plans,
         configuration,
         dataset_json,
@@ -94,7 +97,7 @@ def prepare_case(
         InputError: an image is missing, has the wrong number of channels, is all zero or not finite.
         GeometryError: the mask does not lie on the image's grid.
     """
-    expected = len(dataset_json["channel_names"])
+    expected = len(channel_names(dataset_json))
     if len(images) != expected:
         raise InputError(f"{len(images)} channels, but the model takes {expected}: {[path.name for path in images]}")
     for channel, path in enumerate(images):
@@ -141,11 +144,14 @@ def case_maps(
 
 
 def two_pass_region(model: ReconstructionModel, case: PreparedCase) -> np.ndarray:
-    """What to erase, from a predicted label map: its region closed and filled (a lesion left out counts), dilated."""
+    """What to erase, from a predicted label map: its region closed and filled (a lesion left out counts), dilated.
+
+    Dilated as in training: by a 2-D network's configuration slice by slice.
+    """
     assert case.labels is not None
     roi = model.settings.roi
     spacing_mm = list(model.configuration.spacing)
     if len(spacing_mm) == 2:
         spacing_mm = [case.properties["spacing"][model.plans.transpose_forward[0]], *spacing_mm]
     filled = closed_and_filled_region(case.labels[0], roi.labels, roi.closing_mm, spacing_mm)
-    return region_of_interest(filled.astype(np.uint8), (1,), roi.dilation_mm, spacing_mm)
+    return region_of_interest(filled.astype(np.uint8), (1,), roi.dilation_mm, model.configuration.spacing)

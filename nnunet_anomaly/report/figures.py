@@ -319,38 +319,6 @@ def _draw_anomaly(
     _legend(axes[-1], handles)
 
 
-def paired_figure(values_by_method: Mapping[str, Sequence[float]], measure: str) -> Figure:
-    """The same cases under several methods: a thin line for each case, a thick bar at each method's median.
-
-    Args:
-        values_by_method: one value per case, cases in the same order; NaN where a case has none. Without methods or
-            cases the axes stay empty.
-        measure: name and unit, for the axis.
-
-    Raises:
-        ValueError: methods have different numbers of cases.
-    """
-    table = [np.asarray(values, dtype=float) for values in values_by_method.values()]
-    if len({values.size for values in table}) > 1:
-        raise ValueError("methods have different numbers of cases")
-    figure = Figure(figsize=(1.8 + 1.2 * len(table), 3.6), layout="constrained", dpi=150)
-    ax = figure.subplots()
-    places = np.arange(len(table))
-    if table and table[0].size:
-        ax.plot(places, np.stack(table), color="0.6", linewidth=0.7, zorder=1)
-    for place, values in enumerate(table):
-        values = values[~np.isnan(values)]
-        colour = METHOD_COLOURS[place % len(METHOD_COLOURS)]
-        ax.scatter(np.full(values.size, place), values, s=16, color=colour, edgecolor="0.2", linewidth=0.4, zorder=2)
-        if values.size:
-            ax.hlines(np.median(values), place - 0.22, place + 0.22, color="0.1", linewidth=2.5, zorder=3)
-    ax.set_xticks(places, list(values_by_method))
-    ax.set_xlim(-0.5, max(len(table), 1) - 0.5)
-    ax.set_ylabel(measure)
-    ax.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
 def save_figure(figure: Figure, path: Path | str, dpi: int = 150) -> None:
     """Write a figure, whole; the file ending chooses the format."""
     with written_whole(path) as temporary:

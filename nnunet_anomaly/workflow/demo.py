@@ -6,7 +6,6 @@ commands with another ``-c``.
 
 from __future__ import annotations
 
-import csv
 import os
 import shlex
 import subprocess
@@ -222,9 +221,3 @@ class Demo:
     def raw(self, dataset: str) -> Path:
         """Raw folder of a dataset."""
         return find_dataset_folder(self.folder / "nnUNet_raw", dataset)
-
-
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file."""
-    with open(path, newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunet_anomaly.dataset_roles import channel_names
 from nnunet_anomaly.error_maps import collect
 from nnunet_anomaly.error_maps.model import PreparedCase, ReconstructionModel, case_maps, load_model, prepare_case
 from nnunet_anomaly.error_maps.predict import map_file_ending, save_in_original_geometry
@@ -33,7 +35,10 @@ from nnunet_anomaly.files import (
     read_image,
     remove_left_overs,
     save_json,
+    sha256_of,
 )
+
+MASKS_CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass
@@ -91,18 +96,22 @@ class Job:
         """The source dataset's description."""
         return load_json(self.raw / "dataset.json")
 
-    def origin(self, folds: Sequence[int]) -> dict[str, Any]:
-        """What the maps are made from; written beside them, so that a rerun knows its own work from another's."""
-        masks = self.masks_folder()
-        stamps = {self.model.name: _stamps(self.model, folds, self.checkpoint)}
-        if masks is not None and (masks / "plans.json").is_file():
-            stamps[masks.name] = _stamps(masks, self.folds or _folds_of(masks, "checkpoint_final.pth"))
+    def origin(self, folds: Sequence[int], masks: Sequence[Path] = ()) -> dict[str, Any]:
+        """What the maps are made from; written beside them, so that a rerun knows its own work from another's.
+
+        Args:
+            folds: of the model.
+            masks: the files that say what is erased: label maps, or the checkpoints that predict them.
+        """
+        folder = self.masks_folder()
+        checkpoints = [self.model / f"fold_{fold}" / self.checkpoint for fold in folds]
         return {
             "dataset": self.raw.name,
             "model": self.model.name,
             "checkpoint": self.checkpoint,
-            "masks_from": masks.name if masks else None,
-            "checkpoint_sizes_and_times": stamps,
+            "checkpoints_sha256": [sha256_of([path]) if path.is_file() else None for path in checkpoints],
+            "masks_from": folder.name if folder else None,
+            "masks_sha256": sha256_of(masks) if masks else None,
         }
 
     def all_folds(self) -> list[int]:
@@ -148,13 +157,14 @@ def derive(job: Job) -> Outcome:
             "of nnUNetTrainerInpaintingMimic."
         )
     splits = load_json(job.preprocessed / "splits_final.json")
-    origin = job.origin(range(len(splits)))
+    masks = [_held_out_label_maps(job, fold, split) for fold, split in enumerate(splits)] if job.masks_from else []
+    origin = job.origin(range(len(splits)), [path for files in masks for path in files.values()])
     collect.check_target(target, origin)
     cases = collect.case_names(job.raw / "imagesTr", job.dataset_json["file_ending"])
     outcome, folds = Outcome(), []
     for fold, split in enumerate(splits):
         if job.masks_from:
-            made, maps = _two_pass_fold(job, fold, split)
+            made, maps = _two_pass_fold(job, fold, split, masks[fold])
             outcome.failed.update(made.failed)
             folds.append(maps)
         else:
@@ -192,6 +202,8 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
     cases = collect.case_names(images, ending)
     if not cases:
         raise InputError(f"{images} holds no image named <case>_0000{ending}.")
+    if others := collect.files_without_channel(images, ending):
+        print(f"Left out, as their names end in no channel number such as _0000: {', '.join(others)}", file=sys.stderr)
     seen = set(collect.case_names(job.raw / "imagesTr", ending)) & set(cases)
     if seen and not job.allow_leak:
         raise LeakageError(
@@ -203,8 +215,8 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
     folds = job.all_folds()
     model = load_model(job.model, folds, job.checkpoint)
     _check_masks_are_needed(job, model)
-    _claim(output, job.origin(folds) | {"folds": folds})
     todo = [(case, job.images(images, case)) for case in cases]
+    _claim(output, job.origin(folds, _sources_of_masks(job, cases)) | {"folds": folds})
 
     def target_of(case: str, files: list[Path]) -> Path:
         return output / f"{case}_{len(files):04d}{ending}"
@@ -230,13 +242,17 @@ def _folds_of(model: Path, checkpoint: str) -> list[int]:
     return sorted(int(path.parent.name[5:]) for path in model.glob(f"fold_[0-9]*/{checkpoint}"))
 
 
-def _stamps(model: Path, folds: Sequence[int], checkpoint: str = "checkpoint_final.pth") -> dict[str, list[int] | None]:
-    """Size and time of change of each fold's checkpoint: maps of a network that was trained again are stale."""
-    stamps: dict[str, list[int] | None] = {}
-    for fold in folds:
-        path = model / f"fold_{fold}" / checkpoint
-        stamps[f"fold_{fold}"] = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
-    return stamps
+def _sources_of_masks(job: Job, cases: Sequence[str]) -> list[Path]:
+    """What says what is erased in new cases: checkpoints of a segmentation model, or label maps; nothing without."""
+    folder = job.masks_folder()
+    if folder is None:
+        return []
+    if (folder / "plans.json").is_file():
+        folds = job.folds or _folds_of(folder, MASKS_CHECKPOINT)
+        paths = [folder / f"fold_{fold}" / MASKS_CHECKPOINT for fold in folds]
+    else:
+        paths = [folder / f"{case}{job.dataset_json['file_ending']}" for case in cases]
+    return [path for path in paths if path.is_file()]
 
 
 def _target_folder(job: Job) -> Path:
@@ -270,30 +286,32 @@ def _claim(folder: Path, origin: dict[str, Any]) -> None:
     save_json(origin, record)
 
 
-def _two_pass_fold(job: Job, fold: int, split: collect.Split) -> tuple[Outcome, collect.FoldMaps]:
+def _two_pass_fold(
+    job: Job, fold: int, split: collect.Split, masks: Mapping[str, Path]
+) -> tuple[Outcome, collect.FoldMaps]:
     """Maps of a fold's held-out cases by its G, with what a segmentation model of the same fold found erased."""
     record = collect.fold_record(job.model, fold, split, job.command(fold))
     model = load_model(job.model, [fold], job.checkpoint)
     _check_masks_are_needed(job, model)
-    masks = _held_out_label_maps(job, fold, split)
     folder = job.model / f"fold_{fold}" / f"validation_two_pass_{Path(str(job.masks_from)).name}"
-    _claim(folder, job.origin([fold]) | {"training_cases": record["training_cases"]})
+    _claim(folder, job.origin([fold], list(masks.values())) | {"training_cases": record["training_cases"]})
     ending = job.dataset_json["file_ending"]
     cases = sorted(split["val"])
     outcome = _run(
         job,
         model,
-        [(case, job.images(job.raw / "imagesTr", case), masks / f"{case}{ending}") for case in cases],
+        [(case, job.images(job.raw / "imagesTr", case), masks[case]) for case in cases],
         lambda case, files: folder / "error_maps" / f"{case}{ending}",
     )
     maps = {case: folder / "error_maps" / f"{case}{ending}" for case in cases}
     return outcome, collect.FoldMaps(fold, maps, record["training_cases"], folder)
 
 
-def _held_out_label_maps(job: Job, fold: int, split: collect.Split) -> Path:
-    """Folder with the label maps that a segmentation model predicted for exactly this fold's held-out cases.
+def _held_out_label_maps(job: Job, fold: int, split: collect.Split) -> dict[str, Path]:
+    """By case, the label maps that a segmentation model predicted for exactly this fold's held-out cases.
 
     Raises:
+        InputError: a folder of label maps lacks one.
         LeakageError: they are of other cases, or nothing says which network they come from (a folder of label maps is
             taken with ``--allow-leak`` only).
     """
@@ -307,7 +325,11 @@ def _held_out_label_maps(job: Job, fold: int, split: collect.Split) -> Path:
                 "labels, or maps of a network that saw these cases, would leak into the error maps. Name a model "
                 "(TRAINER__PLANS__CONFIGURATION), or say --allow-leak."
             )
-        return model
+        paths = {case: model / f"{case}{ending}" for case in sorted(split["val"])}
+        missing = [path.name for path in paths.values() if not path.is_file()]
+        if missing:
+            raise InputError(f"--masks-from: {model} lacks {', '.join(missing)}.")
+        return paths
     folder = model / f"fold_{fold}" / "validation"
     predicted = {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")}
     if predicted != set(split["val"]):
@@ -315,7 +337,7 @@ def _held_out_label_maps(job: Job, fold: int, split: collect.Split) -> Path:
             f"{folder} does not hold the label maps of exactly the held-out cases of fold {fold} "
             f"({len(predicted)} files for {len(split['val'])} cases). Train and validate that fold with this split."
         )
-    return folder
+    return {case: folder / f"{case}{ending}" for case in sorted(split["val"])}
 
 
 @contextmanager
@@ -349,8 +371,8 @@ def _predict_label_maps(job: Job, model: Path, images: Sequence[Sequence[Path]],
 
     on_device = job.device.type == "cuda"
     predictor = nnUNetPredictor(perform_everything_on_device=on_device, device=job.device, allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model), job.folds, "checkpoint_final.pth")
-    channels = len(job.dataset_json["channel_names"])
+    predictor.initialize_from_trained_model_folder(str(model), job.folds, MASKS_CHECKPOINT)
+    channels = len(channel_names(job.dataset_json))
     complete = [[str(path) for path in files] for files in images if len(files) == channels]
     suffix = len(f"_0000{job.dataset_json['file_ending']}")
     names = [str(output / Path(files[0]).name[:-suffix]) for files in complete]
@@ -378,20 +400,17 @@ def _run(
         open_pool(job.num_processes) as pool,
         tqdm(total=len(cases), initial=len(outcome.skipped), desc="Error maps", unit="case") as bar,
     ):
-        writing: list[tuple[str, Future[None]]] = []
+        writing: deque[tuple[str, Future[None]]] = deque()
         for case, files, preparing in _prepared_ahead(pool, model, todo, max(2, job.num_processes)):
             try:
                 target = target_of(case, files)
                 jobs = _map_case(job, model, pool, files, target, preparing, place_images)
-                writing += [(case, future) for future in jobs]
+                writing.extend((case, future) for future in jobs)
             except Exception as problem:
                 _note_failure(outcome, case, problem)
+            _settle(outcome, writing, at_most=4 * max(1, job.num_processes))
             bar.update()
-        for case, written in writing:
-            try:
-                written.result()
-            except Exception as problem:
-                _note_failure(outcome, case, problem)
+        _settle(outcome, writing)
     outcome.done = [case for case, _, _ in todo if case not in outcome.failed]
     return outcome
 
@@ -440,6 +459,16 @@ def _map_case(
         pool.submit(save_in_original_geometry, values, paths, case.properties, model.plans, model.configuration.spacing)
         for values, paths in maps
     ]
+
+
+def _settle(outcome: Outcome, writing: deque[tuple[str, Future[None]]], at_most: int = 0) -> None:
+    """Wait until at most so many writes are left, so that they do not pile up and a full disk is noticed soon."""
+    while writing and (len(writing) > at_most or writing[0][1].done()):
+        case, written = writing.popleft()
+        try:
+            written.result()
+        except Exception as problem:
+            _note_failure(outcome, case, problem)
 
 
 def _note_failure(outcome: Outcome, case: str, problem: Exception) -> None:

@@ -17,6 +17,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunet_anomaly.errors import MissingCheckpointError
 from nnunet_anomaly.files import load_json
@@ -244,13 +245,17 @@ def test_the_images_folder_and_a_folder_with_other_files_are_no_output(derived, 
 def test_networks_trained_again_make_old_maps_stale(derived, new_images, tmp_path):
     derived.run(*error_maps("-i", str(new_images), "-o", str(tmp_path / "maps")))
     checkpoint = model(derived, A) / "fold_0" / "checkpoint_final.pth"
-    before = checkpoint.stat()
-    os.utime(checkpoint, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    before = checkpoint.read_bytes()
+    again = torch.load(checkpoint, weights_only=False)
+    again["network_weights"] = {name: 2 * weights for name, weights in again["network_weights"].items()}
+    torch.save(again, checkpoint)
     try:
         stale = derived.run(*error_maps("-i", str(new_images), "-o", str(tmp_path / "maps")), expect=2)
+        old_maps = derived.run(*error_maps("-o", "Dataset299_Never"), expect=2)
     finally:
-        os.utime(checkpoint, ns=(before.st_atime_ns, before.st_mtime_ns))
+        checkpoint.write_bytes(before)
     assert "trained again since" in stale.stderr
+    assert "Fold 0 was trained again since" in old_maps.stderr
 
 
 def test_training_cases_as_new_images_are_a_leak(derived, tmp_path):
@@ -262,7 +267,7 @@ def test_training_cases_as_new_images_are_a_leak(derived, tmp_path):
 def test_damaged_images_are_named_and_the_others_go_on(derived, new_images, write_tiny_image, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(new_images, images)
-    for name in ("two_0000", "two_0001"):
+    for name in ("two_0000", "two_0001", "later_0001", "scan"):
         write_tiny_image(images / f"{name}.nii.gz", 22)
     image = nibabel.load(images / "two_0000.nii.gz")  # ITK would read the NaN back as 0
     for name, values in {"nan_0000": np.nan, "zero_0000": 0.0}.items():
@@ -275,13 +280,15 @@ def test_damaged_images_are_named_and_the_others_go_on(derived, new_images, writ
         "nan": "NaN or infinity",
         "zero": "zero everywhere",
         "two": "2 channels",
+        "later": "Channel 0 is missing",
         "cut": "cut",
     }.items():
         line = next(line for line in result.stdout.splitlines() if line.startswith(f"FAILED {case}:"))
         assert reason in line
         assert not (tmp_path / "maps" / f"{case}_0001.nii.gz").exists()
     assert (tmp_path / "maps" / "new_21_0001.nii.gz").is_file()
-    assert "2 done, 0 were there already, 4 failed" in result.stdout
+    assert "2 done, 0 were there already, 5 failed" in result.stdout
+    assert "names end in no channel number such as _0000: scan.nii.gz" in result.stderr
 
 
 def test_s_trains_and_stock_nnunet_predicts_with_it(derived, new_images, tmp_path):
@@ -331,7 +338,7 @@ def test_two_passes_by_a_plain_model_of_the_same_folds(derived, new_images, tmp_
     assert "would leak into the error maps" in reference.stderr
     record = model(derived, G) / "fold_0" / "validation" / "error_maps.json"
     text = record.read_text()
-    record.write_text(text.replace("case_03", "case_00"))
+    record.write_text(text.replace("case_03", "case_00"))  # as if it had been trained by other folds
     resplit = derived.run(*error_maps("-o", "Dataset205_Resplit", *masks, trainer=G), expect=2)
     record.write_text(text)
     assert "the split changed since" in resplit.stderr

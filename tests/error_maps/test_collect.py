@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -5,13 +7,15 @@ import SimpleITK as sitk
 from nnunet_anomaly.dataset_roles import error_channels
 from nnunet_anomaly.error_maps.collect import (
     FoldMaps,
+    case_names,
     derived_dataset_json,
+    files_without_channel,
     fold_maps,
     out_of_fold,
     write_derived_dataset,
 )
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
-from nnunet_anomaly.files import load_json, save_json
+from nnunet_anomaly.files import load_json, save_json, sha256_of
 
 FINAL = "checkpoint_final.pth"
 SPLITS = [{"train": ["a", "b"], "val": ["c", "d"]}, {"train": ["c", "d"], "val": ["a", "b"]}]
@@ -48,8 +52,11 @@ def model(tmp_path):
         validation = folder / f"fold_{fold}" / "validation"
         for case in split["val"]:
             write_image(validation / "error_maps" / f"{case}.nii.gz", 0.5)
+        checkpoint = folder / f"fold_{fold}" / FINAL
+        checkpoint.write_bytes(f"weights of fold {fold}".encode())
+        digest = sha256_of([checkpoint])
         record = {"training_cases": split["train"], "held_out_cases": split["val"], "checkpoint": FINAL}
-        save_json(record, validation / "error_maps.json")
+        save_json(record | {"checkpoint_sha256": digest}, validation / "error_maps.json")
     return folder
 
 
@@ -87,6 +94,34 @@ def test_a_changed_split_is_a_leak(model):
 def test_maps_by_another_checkpoint_are_refused(model):
     with pytest.raises(InputError, match=r"are by checkpoint_final.pth, not checkpoint_best.pth.*TRAIN --val_best"):
         fold_maps(model, 0, SPLITS[0], "checkpoint_best.pth", "TRAIN")
+
+
+def test_maps_of_a_network_that_was_trained_again_since_are_refused(model):
+    checkpoint = model / "fold_1" / FINAL
+    os.utime(checkpoint, (0, 0))  # copying a folder changes times, not networks
+    all_folds(model)
+    checkpoint.write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"Fold 1 was trained again since .*: TRAIN --val"):
+        all_folds(model)
+    checkpoint.unlink()
+    with pytest.raises(MissingCheckpointError, match=r"fold_1.*does not exist.*TRAIN"):
+        all_folds(model)
+
+
+def test_cases_are_listed_by_any_channel_and_other_files_by_name(tmp_path):
+    for name in ("a_0000", "a_0001", "b_0001", "scan", ".hidden"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert case_names(tmp_path, ".nii.gz") == ["a", "b"]
+    assert files_without_channel(tmp_path, ".nii.gz") == ["scan.nii.gz"]
+
+
+def test_datasets_with_the_old_key_modality(source, model, tmp_path):
+    description = {key: value for key, value in DESCRIPTION.items() if key != "channel_names"}
+    save_json({**description, "modality": {"0": "MR"}}, source / "dataset.json")
+    target = tmp_path / "Dataset201_KneeErrorMaps"
+    write_derived_dataset(source, target, out_of_fold(all_folds(model), list("abcd")), SPLITS, ORIGIN, copy=True)
+    written = load_json(target / "dataset.json")
+    assert written["channel_names"] == {"0": "MR", "1": "noNorm"} and "modality" not in written
 
 
 def test_a_map_by_a_network_that_saw_the_case_is_refused_unless_named(model):

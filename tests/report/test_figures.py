@@ -12,7 +12,6 @@ from matplotlib.contour import QuadContourSet
 from nnunet_anomaly.report.figures import (
     METHOD_COLOURS,
     overlay_figure,
-    paired_figure,
     plane_of,
     save_figure,
     telling_slices,
@@ -170,20 +169,3 @@ def test_a_real_oblique_knee_stands_upright(real_data: Path):
     assert patella[2] < femur[2]  # in front: on the left
     # slices from the patient's right to the left; in a right knee the fibula is lateral: on the right
     assert np.argwhere(labels == 8).mean(axis=0)[0] < tibia[0]
-
-
-def test_paired_figure_joins_the_values_of_a_case():
-    figure = paired_figure({"plain": [0.5, 0.7, np.nan], "aware": [0.6, 0.8, 0.9]}, "Dice")
-    ax = figure.axes[0]
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["plain", "aware"]
-    assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[0.5, 0.6], [0.7, 0.8]]
-    medians = [item.get_segments()[0][0][1] for item in ax.collections if hasattr(item, "get_segments")]
-    assert medians == [0.6, 0.8]
-    with pytest.raises(ValueError, match="numbers of cases"):
-        paired_figure({"plain": [0.5], "aware": []}, "Dice")
-
-
-@pytest.mark.parametrize("values", [{}, {"plain": [], "aware": []}, {"plain": [np.nan]}])
-def test_paired_figure_of_nothing(values, tmp_path):
-    save_figure(paired_figure(values, "Dice"), tmp_path / "empty.png")
-    assert (tmp_path / "empty.png").stat().st_size > 0

@@ -9,6 +9,7 @@ import torch
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.trainers import inpainting
 from nnunet_anomaly.trainers.inpainting import nnUNetTrainerInpainting, nnUNetTrainerInpaintingMimic
+from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
 
 CONFIGURATIONS = ["3d_inpainting", "2d_inpainting"]
 PRESETS = {
@@ -176,12 +177,70 @@ def test_leak_of_the_identity_is_one_and_of_g_zero_and_a_leak_is_warned_about(pa
         assert any("WARNING: the leak is" in line for line in said) == (expected == 1.0)
 
 
-def test_a_g_of_another_split_is_refused(pair, new_trainer):
-    g, _ = pair()
-    record = folder_of(g) / "split.json"
-    record.write_text(json.dumps({"train": ["case_00", "case_04"], "val": ["case_01"]}))
-    with pytest.raises(LeakageError, match="the split changed since"):
-        new_trainer(nnUNetTrainerInpaintingMimic, inpainting__code_channels=3).initialize()
+def test_networks_of_another_split_are_refused(pair, new_trainer, monkeypatch):
+    g, a = pair()
+    a.run_training()
+    paths = [str(folder_of(trainer) / "checkpoint_final.pth") for trainer in (g, a)]
+    swapped = (["case_03", "case_04", "case_05"], ["case_00", "case_01", "case_02"])
+    with monkeypatch.context() as patch:
+        patch.setattr(ReconstructionTrainer, "do_split", lambda trainer: swapped)
+        with pytest.raises(LeakageError, match=r"checkpoint_final.pth was not trained on the training cases"):
+            new_trainer(nnUNetTrainerInpaintingMimic, inpainting__code_channels=3).initialize()
+        with pytest.raises(LeakageError, match=r"Train this network again, without --c"):  # --c and --val load it so
+            new_trainer(nnUNetTrainerInpainting, inpainting__code_channels=3).load_checkpoint(paths[0])
+    again = new_trainer(nnUNetTrainerInpainting, inpainting__code_channels=3)
+    again.load_checkpoint(paths[0])
+    again.perform_actual_validation()
+    record = json.loads((folder_of(again) / "validation" / "error_maps.json").read_text())
+    assert record["training_cases"] == ["case_00", "case_01", "case_02"]
+
+
+def test_without_checkpointing_nothing_is_written_or_overwritten(new_trainer):
+    for existing in (None, b"the network of an earlier training"):
+        trainer = new_trainer(nnUNetTrainerInpainting)
+        trainer.num_epochs, trainer.disable_checkpointing = 1, True
+        if existing:
+            folder_of(trainer).mkdir(parents=True, exist_ok=True)
+            (folder_of(trainer) / "checkpoint_final.pth").write_bytes(existing)
+        trainer.run_training()
+        left = {path.name: path.read_bytes() for path in folder_of(trainer).glob("*.pth")}
+        assert left == ({"checkpoint_final.pth": existing} if existing else {})
+
+
+def test_going_on_with_a_finished_training_leaves_its_checkpoint(new_trainer):
+    first = new_trainer(nnUNetTrainerInpainting)
+    first.run_training()
+    path = folder_of(first) / "checkpoint_final.pth"
+    before = path.stat().st_mtime_ns
+    again = new_trainer(nnUNetTrainerInpainting)
+    again.load_checkpoint(str(path))
+    again.run_training()
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_validation_that_stops_half_way_leaves_no_record(new_trainer, monkeypatch):
+    trainer = new_trainer(nnUNetTrainerInpainting)
+    trainer.num_epochs = 1
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    record = folder_of(trainer) / "validation" / "error_maps.json"
+    assert record.is_file()
+    validate_case = trainer.validate_case
+
+    def killed_at_the_second_case(case, *rest):
+        if case == "case_04":
+            raise KeyboardInterrupt
+        return validate_case(case, *rest)
+
+    monkeypatch.setattr(trainer, "validate_case", killed_at_the_second_case)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.perform_actual_validation()
+    assert not record.exists()
+
+
+def test_nnunets_predictor_is_told_that_this_is_no_segmentation_model():
+    with pytest.raises(InputError, match="nnunet-anomaly error-maps -d DATASET -tr nnUNetTrainerInpaintingMimic"):
+        nnUNetTrainerInpaintingMimic.build_network_architecture(None, None, 1, 3, enable_deep_supervision=False)
 
 
 def test_another_scale_of_intensities_is_refused(new_trainer):

@@ -35,7 +35,11 @@ def train_as(rank: int, root: Path) -> None:
         elif event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
             written.append(Path(arguments[0]))
             if rank == 1 and written[-1].parent.name == "error_maps":
-                time.sleep(1)  # rank 0 has its maps by then, and has to wait for these
+                time.sleep(1)  # rank 0 has its maps by then, and has to wait for this one
+
+    def save_and_note(content: Any, path: str) -> None:  # torch does not write by Python's open
+        written.append(Path(path))
+        save(content, path)
 
     def make_trainer_on_cpu(*arguments: Any) -> Any:
         trainer = make_trainer(*arguments)
@@ -49,10 +53,6 @@ def train_as(rank: int, root: Path) -> None:
     def start_gloo(rank: int, world_size: int) -> None:
         store, limit = (root / f"store_{len(trainers)}").as_uri(), timedelta(minutes=3)
         torch.distributed.init_process_group("gloo", store, limit, rank=rank, world_size=world_size)
-
-    def save_and_note(content: Any, path: str) -> None:  # written without Python's open
-        written.append(Path(path))
-        save(content, path)
 
     sys.addaudithook(note_written)
     patch = pytest.MonkeyPatch()
@@ -78,31 +78,28 @@ def train_as(rank: int, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(planned: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes saw that trained G, A and, on the tiny dataset with an error channel, S."""
+    """What two processes saw that trained G and A, with C, and, on the tiny dataset with an error channel, S."""
     import blosc2
 
     workspace = dataclasses.replace(planned, root=tmp_path_factory.mktemp("ranks"))
     for name in (PLAIN, DERIVED):
-        shutil.copytree(planned.root / "nnUNet_preprocessed" / PLAIN, workspace.root / "nnUNet_preprocessed" / name)
-    derived = workspace.root / "nnUNet_preprocessed" / DERIVED
-    plans, description = (json.loads((derived / name).read_text()) for name in (f"{PLANS}.json", "dataset.json"))
-    plans["dataset_name"] = DERIVED
-    plans["configurations"]["3d_fullres"]["normalization_schemes"].append("NoNormalization")
-    plans["configurations"]["3d_fullres"]["use_mask_for_norm"].append(False)
-    description["channel_names"]["1"] = "noNorm"
-    description["anomaly"]["channel_roles"]["1"] = "error_map"
-    (derived / f"{PLANS}.json").write_text(json.dumps(plans))
-    (derived / "dataset.json").write_text(json.dumps(description))
-    for path in (derived / f"{PLANS}_3d_fullres").glob("case_??.b2nd"):
-        image = blosc2.open(str(path))[:]
-        blosc2.asarray(np.concatenate((image, 0.01 * image**2)), urlpath=str(path), mode="w")
+        folder = workspace.root / "nnUNet_preprocessed" / name
+        shutil.copytree(planned.root / "nnUNet_preprocessed" / PLAIN, folder)
+        plans, description = (json.loads((folder / file).read_text()) for file in (f"{PLANS}.json", "dataset.json"))
+        plans["dataset_name"] = name
+        plans["anomaly"]["inpainting"]["code_channels"] = 2
+        if name == DERIVED:
+            plans["configurations"]["3d_fullres"]["normalization_schemes"].append("NoNormalization")
+            plans["configurations"]["3d_fullres"]["use_mask_for_norm"].append(False)
+            description["channel_names"]["1"] = "noNorm"
+            description["anomaly"]["channel_roles"]["1"] = "error_map"
+            for path in (folder / f"{PLANS}_3d_fullres").glob("case_??.b2nd"):
+                image = blosc2.open(str(path))[:]
+                blosc2.asarray(np.concatenate((image, 0.01 * image**2)), urlpath=str(path), mode="w")
+        (folder / f"{PLANS}.json").write_text(json.dumps(plans))
+        (folder / "dataset.json").write_text(json.dumps(description))
     workspace.run(Path(sys.executable).name, __file__, str(workspace.root), nnUNet_n_proc_DA="0")
     return [torch.load(workspace.root / f"rank_{rank}", weights_only=False) for rank in (0, 1)]
-
-
-def maps_of(*cases: str) -> list[str]:
-    names = ("error_maps/{}.nii.gz", "reconstructions/{}_0000.nii.gz")
-    return [f"validation/{name.format(case)}" for name in names for case in cases]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -117,8 +114,8 @@ def test_losses_and_leak_are_means_over_both_ranks(ranks, name):
     logs, steps = ([rank[name][key] for rank in ranks] for key in ("log", "steps"))
     assert all(logs[0][key] == logs[1][key] for key in logs[0] if "timestamps" not in key)
     assert [float(step["loss"]) for step in steps[0]] != [float(step["loss"]) for step in steps[1]]
-    for epoch, first in enumerate((0, 2)):
-        both = [step for own in steps for step in own[first : first + 2]]
+    for epoch in (0, 1):
+        both = [step for own in steps for step in own[2 * epoch : 2 * epoch + 2]]
         assert logs[0]["val_losses"][epoch] == pytest.approx(np.mean([step["loss"] for step in both]))
         if name == A:
             passed, removed = (sum(step[key] for step in both) for key in ("passed", "removed"))
@@ -126,24 +123,24 @@ def test_losses_and_leak_are_means_over_both_ranks(ranks, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_each_rank_writes_its_own_maps_once_and_rank_0_all_else(ranks, name):
+def test_each_rank_writes_its_maps_once_and_rank_0_alone_all_else(ranks, name):
     written = [rank[name]["written"] for rank in ranks]
-    maps = [sorted(file for file in files if file.endswith(".nii.gz")) for files in written]
-    # S has its label maps written by workers of nnU-Net's
-    assert maps == ([[], []] if name == S else [maps_of("case_03", "case_05"), maps_of("case_04")])
-    assert sorted(written[1]) == maps[1]
-    records = ["validation/summary.json"] if name == S else ["split.json", "validation/error_maps.json"]
+    maps = ["validation/error_maps/{}.nii.gz", "validation/reconstructions/{}_0000.nii.gz"]
+    cases = [[], []] if name == S else [["case_03", "case_05"], ["case_04"]]  # for S, workers of nnU-Net's write them
+    for files, own in zip(written, cases, strict=True):
+        assert sorted(file for file in files if file.endswith(".nii.gz")) == [m.format(c) for m in maps for c in own]
+    assert all(file.endswith(".nii.gz") for file in written[1])
+    records = ["validation/summary.json"] if name == S else ["validation/error_maps.json"]
     assert {"checkpoint_best.pth", "checkpoint_final.pth", "progress.png", *records} <= set(written[0])
     assert any(file.startswith("training_log_") for file in written[0])
 
 
 @pytest.mark.parametrize("name", [G, A])
-def test_the_record_names_all_held_out_cases_when_their_maps_are_there(ranks, name):
-    folder = ranks[0][name]["folder"]
-    record = folder / "validation" / "error_maps.json"
-    cases = json.loads(record.read_text())["held_out_cases"]
-    assert cases == ["case_03", "case_04", "case_05"]
-    assert record.stat().st_mtime_ns >= max((folder / file).stat().st_mtime_ns for file in maps_of(*cases))
+def test_the_record_has_every_case_and_waits_for_all_maps(ranks, name):
+    folder = ranks[0][name]["folder"] / "validation"
+    record = folder / "error_maps.json"
+    assert json.loads(record.read_text())["held_out_cases"] == ["case_03", "case_04", "case_05"]
+    assert record.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in folder.glob("*/case_*.nii.gz"))
 
 
 if __name__ == "__main__":
