@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_anomaly.class_distances import Box, two_nearest_classes
 from nnunet_anomaly.evaluation.overlap import OverlapCounts, dice, overlap_counts
+from nnunet_anomaly.geometry import ROUNDING
 from nnunet_anomaly.label_maps import check_pair
 
 
@@ -52,7 +53,10 @@ def gap_region(
         GeometryError, LabelError: as in ``class_distances.two_nearest_classes``.
     """
     found = two_nearest_classes(reference, spacing_mm, cutoff_mm=width_mm, labels=labels)
-    return None if found is None else (found.box, found.nearest_mm + found.second_mm < width_mm)
+    if found is None:
+        return None
+    # a sum that is the width but for rounding is not less than it
+    return found.box, found.nearest_mm + found.second_mm < width_mm * (1 - ROUNDING)
 
 
 def gap_dice(
