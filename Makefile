@@ -2,6 +2,7 @@
 # is to be installed has changed. Another Python: make test PYTHON=python3.12. Some tests: make test TESTS=tests/trainers.
 PYTHON ?= python3
 TESTS ?= tests
+JOBS ?= 2
 DEMO_OUTPUT ?= demo_output
 
 VENV := .venv
@@ -43,8 +44,10 @@ torchvision-without-operators:
 	: > $(TORCHVISION_OPERATORS)
 	$(BIN)/python -c 'import torchvision'
 
+# Two test processes, a file of tests each, whose networks wait for each other without spinning.
+test: export OMP_WAIT_POLICY := PASSIVE
 test: lint
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("nnUNet_def_n_proc", "1")  # read when nnU-Net is imported
 
@@ -32,16 +35,21 @@ class Workspace:
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         return {**os.environ, **folders, "nnUNet_def_n_proc": "1"}
 
-    def run(self, *command: str, expect: int | None = 0, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a console command of this environment; ``expect`` is its exit code, None for any but 0."""
-        program = str(Path(sys.executable).parent / command[0])
-        result = subprocess.run(
-            [program, *command[1:]],
-            env={**self.environment, **variables},
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
+    def run(
+        self, *command: str, expect: int | None = 0, here: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a console command of this environment; ``expect`` is its exit code, None for any but 0.
+
+        Ours run in this process, as importing torch and nnU-Net takes most of their time, but for ``here=False``.
+        """
+        environment = {**self.environment, **variables}
+        if here and command[0] == "nnunet-anomaly":
+            result = run_here(list(command), environment)
+        else:
+            program = str(Path(sys.executable).parent / command[0])
+            result = subprocess.run(
+                [program, *command[1:]], env=environment, capture_output=True, encoding="utf-8", errors="replace"
+            )
         passed = result.returncode != 0 if expect is None else result.returncode == expect
         assert passed, f"{' '.join(command)} gave {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
         return result
@@ -50,6 +58,23 @@ class Workspace:
         """``nnUNetv2_train`` on the CPU; returns what it printed."""
         command = ["nnUNetv2_train", str(dataset), configuration, str(fold), "-tr", trainer, "-p", plans, *more]
         return self.run(*command, "-device", "cpu", nnUNet_n_proc_DA="0").stdout
+
+
+def run_here(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Our console command in this process: what it printed, and its exit code."""
+    from nnunet_anomaly.cli.main import main
+
+    output, errors = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(os.environ, environment, clear=True),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            code = main(command[1:])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess(command, code, output.getvalue(), errors.getvalue())
 
 
 def write_image(path: Path, array: np.ndarray, spacing_mm: tuple[float, ...] = (2.0, 1.5, 1.5)) -> None:

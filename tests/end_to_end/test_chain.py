@@ -73,7 +73,7 @@ def trained(planned):
 @pytest.fixture(scope="module")
 def derived(trained):
     """The dataset with out-of-fold error maps, planned."""
-    trained.run(*error_maps("-o", "201"))
+    trained.run(*error_maps("-o", "201"), here=False)
     command = ["nnUNetv2_plan_and_preprocess", "-d", "201", "-pl", "nnUNetPlannerAnomalyTiny", "-c", "2d"]
     trained.run(*command, "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
     return trained
