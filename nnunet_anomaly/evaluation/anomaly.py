@@ -226,7 +226,8 @@ def _counts_by_bin(scores: np.ndarray, bits: int) -> np.ndarray:
     Raises:
         InputError: NaN, infinity, or a value that is infinite as float32.
     """
-    values = scores.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what overflows is infinite, and found below
+        values = scores.astype(np.float32, copy=False)
     counts = np.zeros(1 << bits, dtype=np.int64)
     for start in range(0, values.size, _CHUNK):  # bincount makes eight bytes of every key
         keys = (values[start : start + _CHUNK] + np.float32(0)).view(np.uint32)  # + 0 turns -0.0 into 0.0
