@@ -86,7 +86,8 @@ def test_pairs_are_put_right_and_it_is_said(folder, capsys):
     assert postprocess(folder, "--pairs", "1:2") == 0
     np.testing.assert_array_equal(read(folder / "out/case_0.nii.gz"), truth)
     summary = json.loads((folder / "out/postprocessing.json").read_text())
-    assert summary["removed"][0]["2"] == {"relabelled_components": 8, "relabelled_voxels": 4 * 65, "changed_cases": 4}
+    counts = summary["removed"][0]["2"]
+    assert (counts["relabelled_components"], counts["relabelled_voxels"], counts["changed_cases"]) == (8, 4 * 65, 4)
     assert "relabelled voxels" in capsys.readouterr().out
     (folder / "steps.json").write_text('{"steps": [{"step": "symmetric_components", "pairs": [[1, 2]]}]}')
     assert (
