@@ -251,9 +251,9 @@ def measure(predicted: Path, test: Path, cleaned: bool) -> dict[str, float]:
             found = keep_components(found, spacing_mm, min_share_of_largest=0.2)
         labels = sitk.GetArrayFromImage(reference)
         whole, found_whole = (labels > 0).astype(np.uint8), (found > 0).astype(np.uint8)
-        values.setdefault(f"Dice {kind}", []).append(dice(overlap_counts(whole, found_whole, [1]))[1])
-        by_label = dice(overlap_counts(labels, found, [1, 2]))
-        values.setdefault(f"Dice by label, {kind}", []).append(float(np.mean([by_label[1], by_label[2]])))
+        values.setdefault(f"Dice {kind}", []).append(dice(overlap_counts(whole, found_whole, [1])[1]))
+        by_label = [dice(counts) for counts in overlap_counts(labels, found, [1, 2]).values()]
+        values.setdefault(f"Dice by label, {kind}", []).append(float(np.mean(by_label)))
         if found_whole.any():
             distances = surface_distances(whole, found_whole, spacing_mm, [1])[1]
             values.setdefault(f"HD mm {kind}", []).append(hausdorff_distance_mm(distances))
