@@ -18,11 +18,12 @@ export OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS
 # Where set, tests on real images run too, else they are skipped and counted at the end.
 export NNUNET_ANOMALY_TEST_DATA
 
-.PHONY: help install test lint demo clean
+.PHONY: help install test lint demo bench clean
 
 help:
 	@echo "make test    lint, type checks and all tests (NNUNET_ANOMALY_TEST_DATA=DIR adds those on real images)"
 	@echo "make lint    lint and type checks"
+	@echo "make bench   the numeric core beside its peers: time and memory, under 15 minutes"
 	@echo "make demo    the whole chain on generated data, into $(DEMO_OUTPUT)"
 	@echo "make install the package and its tools, into $(VENV)"
 	@echo "make clean   remove everything that the others made"
@@ -56,6 +57,9 @@ lint: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/nnunet-anomaly demo -o $(DEMO_OUTPUT)
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/numeric_core.py
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

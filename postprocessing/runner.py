@@ -25,11 +25,15 @@ from nnunet_anomaly.files import (
 )
 from nnunet_anomaly.label_maps import files_by_case, read_label_map, spacing_zyx_mm
 from nnunet_anomaly.postprocessing.components import keep_components_with_record
+from nnunet_anomaly.postprocessing.symmetric_components import symmetric_components_with_record
 
 # A step takes a label map, its spacing in mm and its settings by name; it gives the new label map and, as JSON, what it
 # did.
 Step = Callable[..., tuple[np.ndarray, dict[str, Any]]]
-STEPS: dict[str, Step] = {"keep_components": keep_components_with_record}
+STEPS: dict[str, Step] = {
+    "keep_components": keep_components_with_record,
+    "symmetric_components": symmetric_components_with_record,
+}
 
 RECORDS = "postprocessing"
 # what tells later commands the names of the labels
@@ -142,17 +146,16 @@ def _postprocess_file(source_file: Path, target: Path, record: Path, steps: list
 
 
 def _sum_up(records: Sequence[Sequence[Mapping[str, Any]]], number_of_steps: int) -> list[dict[str, Any]]:
-    """For every step: by label, the sum over cases of what was removed, and in how many cases something was."""
+    """For every step: by label, the sum over cases of what was removed or relabelled, and in how many cases it was."""
     totals = []
     for index in range(number_of_steps):
         by_label: dict[str, Counter[str]] = {}
         for steps in records:
             for label, counts in steps[index]["labels_found"].items():
-                removed = {key: value for key, value in counts.items() if key.startswith("removed_")}
-                changed = {"changed_cases": int(any(removed.values()))}
+                change = {key: value for key, value in counts.items() if key.startswith(("removed_", "relabelled_"))}
                 total = by_label.setdefault(label, Counter())
-                total.update(removed)
-                total.update(changed)
+                total.update(change)
+                total.update({"changed_cases": int(any(change.values()))})
         totals.append({label: dict(total) for label, total in sorted(by_label.items(), key=lambda item: int(item[0]))})
     return totals
 

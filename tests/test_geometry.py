@@ -1,10 +1,14 @@
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
-from nnunet_anomaly.geometry import bounding_box, dilate_mm
+from nnunet_anomaly import geometry
+from nnunet_anomaly.geometry import bounding_box, close_mm, dilate_mm, distance_to_mm, erode_mm, open_mm
 
 
 @given(hnp.arrays(bool, st.tuples(*[st.integers(1, 6)] * 3)), st.floats(0, 4), st.tuples(*[st.floats(0.3, 3)] * 3))
@@ -36,3 +40,96 @@ def test_bounding_box_with_margin_is_cut_off_at_the_edge():
     assert bounding_box(mask) == (slice(2, 4), slice(9, 10))
     assert bounding_box(mask, 3) == (slice(0, 7), slice(6, 10))
     assert bounding_box(np.zeros((2, 2), bool)) is None
+
+
+MASKS = hnp.arrays(bool, st.tuples(*[st.integers(1, 8)] * 3))
+
+
+def ball(radius_voxels: int, axes: int = 3) -> np.ndarray:
+    return (np.square(np.indices([2 * radius_voxels + 1] * axes) - radius_voxels)).sum(axis=0) <= radius_voxels**2
+
+
+def padded(operation, mask: np.ndarray, radius_voxels: int) -> np.ndarray:
+    """scipy's result as if there were background around the array, without end."""
+    wide = np.pad(mask, 2 * radius_voxels + 1)
+    return operation(wide, ball(radius_voxels, mask.ndim))[
+        (slice(2 * radius_voxels + 1, -2 * radius_voxels - 1),) * mask.ndim
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(MASKS, st.integers(0, 4))
+def test_balls_of_whole_voxels_are_scipys(mask, radius_voxels):
+    spacing_mm = (1, 1, 1)
+    for ours, theirs in (
+        (dilate_mm, ndimage.binary_dilation),
+        (erode_mm, ndimage.binary_erosion),
+        (open_mm, ndimage.binary_opening),
+        (close_mm, ndimage.binary_closing),
+    ):
+        np.testing.assert_array_equal(ours(mask, radius_voxels, spacing_mm), padded(theirs, mask, radius_voxels))
+
+
+@settings(max_examples=60, deadline=None)
+@given(MASKS, st.floats(0, 4), st.tuples(*[st.floats(0.5, 3)] * 3))
+def test_opening_and_closing_hold_what_they_should(mask, radius_mm, spacing_mm):
+    opened, closed = open_mm(mask, radius_mm, spacing_mm), close_mm(mask, radius_mm, spacing_mm)
+    assert not (opened & ~mask).any() and not (mask & ~closed).any()
+    np.testing.assert_array_equal(open_mm(opened, radius_mm, spacing_mm), opened)  # once is enough
+    turned = open_mm(mask.transpose(2, 0, 1), radius_mm, (spacing_mm[2], *spacing_mm[:2]))
+    np.testing.assert_array_equal(turned, opened.transpose(2, 0, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(MASKS, st.floats(0, 9), st.tuples(*[st.floats(0.5, 3)] * 3))
+def test_both_ways_to_dilate_agree(mask, radius_mm, spacing_mm):
+    results = []
+    for most_shifts in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(geometry, "MOST_SHIFTS", most_shifts)
+            results.append(dilate_mm(mask, radius_mm, spacing_mm))
+    np.testing.assert_array_equal(*results)
+
+
+@settings(max_examples=60, deadline=None)
+@given(MASKS, st.tuples(*[st.floats(0.3, 3)] * 3))
+def test_distances_are_scipys(mask, spacing_mm):
+    found = distance_to_mm(mask, spacing_mm)
+    assert found.dtype == np.float32
+    if mask.any():
+        expected = ndimage.distance_transform_edt(~mask, sampling=spacing_mm)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    else:
+        assert np.isinf(found).all()
+
+
+def test_a_radius_is_reached_in_spite_of_rounding():
+    line = np.zeros((1, 1, 200), bool)
+    line[0, 0, 100] = True
+    for voxels, method in itertools.product((2, 50), (0, 10**9)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(geometry, "MOST_SHIFTS", method)
+            grown = dilate_mm(line, voxels * 0.365, (0.7, 0.365, 0.365))
+        assert np.count_nonzero(grown) == 2 * voxels + 1
+
+
+def test_in_two_dimensions_and_any_memory_layout():
+    mask = np.random.default_rng(0).random((20, 31)) < 0.6
+    before = mask.copy()
+    for ours, theirs in ((open_mm, ndimage.binary_opening), (close_mm, ndimage.binary_closing)):
+        expected = padded(theirs, mask, 2)
+        for layout in (mask, np.asfortranarray(mask), np.repeat(mask, 2, axis=1)[:, ::2], mask.astype(np.int16)):
+            np.testing.assert_array_equal(ours(layout, 2, (1, 1)), expected)
+    np.testing.assert_array_equal(mask, before)
+
+
+def test_a_large_radius_takes_one_distance_transform_and_a_small_one_none(monkeypatch):
+    taken = []
+    monkeypatch.setattr(geometry, "distance_to_mm", lambda *args: taken.append(1) or distance_to_mm(*args))
+    mask = np.zeros((40, 40, 40), bool)
+    mask[15:25, 15:25, 15:25] = True
+    open_mm(mask, 3, (1, 1, 1))
+    close_mm(mask, 3, (1, 1, 1))
+    assert not taken
+    dilate_mm(mask, 18, (1, 1, 1))
+    assert len(taken) == 1

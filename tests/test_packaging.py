@@ -16,9 +16,11 @@ import tarfile
 import venv
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("nnunet_anomaly", "trainers", "planners", "dataset_conversion", "postprocessing")
@@ -259,3 +261,39 @@ def test_python_starts_though_the_package_is_gone_or_broken(
 
     assert result.stdout == "started\n"
     assert message in result.stderr if message else not result.stderr
+
+
+STRONG = r"(?<!L)GPL|(?<!Lesser )General Public"  # stronger than the LGPL
+
+
+def licences() -> dict[str, str]:
+    """Licence of every package that ours and its tests need, as its metadata says."""
+    found: dict[str, str] = {}
+    waiting = {"nnunet-anomaly[dev]"}
+    while waiting:
+        wanted = Requirement(waiting.pop())
+        if wanted.name.lower() in found:
+            continue
+        try:
+            package = metadata.metadata(wanted.name)
+        except metadata.PackageNotFoundError:
+            continue  # for another system or Python
+        classifiers = [line for line in package.get_all("Classifier") or [] if line.startswith("License")]
+        # some put the whole text into the old field, which names other licences in passing
+        named = [package.get("License-Expression"), *classifiers, (package.get("License") or "")[:80].splitlines()[:1]]
+        found[wanted.name.lower()] = " | ".join(str(name) for name in named if name)
+        for line in metadata.requires(wanted.name) or []:
+            needed = Requirement(line)
+            if needed.marker is None or any(
+                needed.marker.evaluate({"extra": extra}) for extra in wanted.extras or {""}
+            ):
+                waiting.add(str(needed).split(";")[0])
+    return found
+
+
+def test_nothing_that_is_installed_is_under_the_gpl():
+    found = licences()
+    assert len(found) > 40
+    assert re.search(STRONG, "AGPL-3.0") and re.search(STRONG, "GNU General Public License v2")
+    assert not re.search(STRONG, "LGPL-3.0-or-later") and not re.search(STRONG, "GNU Lesser General Public License")
+    assert not {name: licence for name, licence in found.items() if re.search(STRONG, licence)}

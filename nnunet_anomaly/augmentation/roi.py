@@ -11,7 +11,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from scipy import ndimage
 
 from nnunet_anomaly.augmentation.protected_channels import set_aside
-from nnunet_anomaly.geometry import bounding_box, dilate_mm
+from nnunet_anomaly.geometry import bounding_box, close_mm, dilate_mm
 
 
 def region_of_interest(
@@ -59,19 +59,11 @@ def closed_and_filled_region(
     box = bounding_box(result)
     if box is None:
         return result
-    region = ndimage.binary_fill_holes(_closed(result[box], closing_mm, spacing_mm))
+    region = ndimage.binary_fill_holes(close_mm(result[box], closing_mm, spacing_mm))
     if region.ndim == 3:
         region = np.stack([ndimage.binary_fill_holes(plane) for plane in region])
     result[box] = region
     return result
-
-
-def _closed(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> np.ndarray:
-    # background on every side that the dilation cannot reach, so that the erosion finds it
-    margins = [int(np.ceil(radius_mm / size_mm)) + 1 for size_mm in spacing_mm]
-    padded = np.pad(mask, [(margin, margin) for margin in margins])
-    closed = ~dilate_mm(~dilate_mm(padded, radius_mm, spacing_mm), radius_mm, spacing_mm)
-    return closed[tuple(slice(margin, -margin) for margin in margins)]
 
 
 class RoiChannelTransform(BasicTransform):

@@ -17,8 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import digamma
 
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError
+
+_CHUNK = 1 << 18
 
 DEFINITIONS = {
     "average_precision": "average precision, per case",
@@ -76,16 +79,25 @@ def split_scores(
     scores: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of lesion voxels and scores of all others, inside the mask; see ``detection_curve``."""
-    scores = np.asarray(scores)
-    if scores.dtype.kind not in "iuf":
-        raise InputError(f"Anomaly scores of type {scores.dtype} are not numbers.")
-    lesion = _as_mask(truth, "lesion mask", scores.shape)
-    inside = np.ones(scores.shape, dtype=bool) if mask is None else _as_mask(mask, "mask", scores.shape)
-    lesion_scores, healthy_scores = scores[lesion & inside], scores[inside & ~lesion]
+    scores, lesion, inside = _checked(scores, truth, mask)
+    if inside is None:
+        lesion_scores, healthy_scores = scores[lesion], scores[~lesion]
+    else:
+        lesion_scores, healthy_scores = scores[lesion & inside], scores[inside & ~lesion]
     for part in (lesion_scores, healthy_scores):
         if not np.isfinite(part).all():
             raise InputError("The anomaly map holds NaN or infinity where it is evaluated.")
     return lesion_scores, healthy_scores
+
+
+def _checked(
+    scores: np.ndarray, truth: np.ndarray, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    scores = np.asarray(scores)
+    if scores.dtype.kind not in "iuf":
+        raise InputError(f"Anomaly scores of type {scores.dtype} are not numbers.")
+    lesion = _as_mask(truth, "lesion mask", scores.shape)
+    return scores, lesion, None if mask is None else _as_mask(mask, "mask", scores.shape)
 
 
 def merge_lesion_scores(cases: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -150,6 +162,83 @@ def best_dice(curve: DetectionCurve) -> tuple[float, float]:
     values = 2 * curve.true_positives / (found + curve.lesion_voxels)
     best = int(np.argmax(values))
     return float(values[best]), float(curve.thresholds[best])
+
+
+@dataclass(frozen=True)
+class BinnedDetection:
+    """Average precision and best Dice from a histogram of scores, each with the interval that holds the exact value.
+
+    Attributes:
+        average_precision: as if all voxels of a bin had the same score.
+        average_precision_interval: with all healthy voxels of every bin before its lesion voxels, and after them.
+        best_dice: at the best edge of a bin, so that it is reached by a threshold.
+        best_dice_interval: that value, and the one with the lesion voxels of every bin before its healthy ones.
+    """
+
+    average_precision: float
+    average_precision_interval: tuple[float, float]
+    best_dice: float
+    best_dice_interval: tuple[float, float]
+
+
+def binned_detection(
+    scores: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None, *, bits: int = 16
+) -> BinnedDetection:
+    """Average precision and best Dice without sorting: scores are counted by the upper bits of their float32.
+
+    Args:
+        scores: anomaly map, float or integers, any shape; higher is more anomalous.
+        truth: lesion mask of the same shape, bool or integers; not 0 is lesion.
+        mask: where to look, bool or integers of the same shape; without it everywhere.
+        bits: of the sign, exponent and mantissa, 12 to 24. With 16 a bin is up to 2^-7 of its score wide.
+
+    Returns:
+        Figures with the interval of their error; NaN without a lesion voxel.
+
+    Raises:
+        GeometryError, InputError, LabelError: as ``detection_curve``; a score beyond float32 is infinite, too.
+    """
+    if not 12 <= bits <= 24:
+        raise InputError(f"bits is {bits}; it must be from 12 to 24.")
+    scores, lesion_mask, inside = _checked(scores, truth, mask)
+    every = _counts_by_bin((scores if inside is None else scores[inside]).ravel(), bits)[::-1]
+    lesion = _counts_by_bin(scores[lesion_mask if inside is None else lesion_mask & inside], bits)[::-1]
+    healthy = every - lesion
+    total = int(lesion.sum())
+    if not total:
+        return BinnedDetection(math.nan, (math.nan, math.nan), math.nan, (math.nan, math.nan))
+    occupied = lesion > 0
+    hits, alarms = (np.cumsum(counts)[occupied].astype(float) for counts in (lesion, healthy))
+    in_bin, alarms_in_bin = (counts[occupied].astype(float) for counts in (lesion, healthy))
+    before = hits - in_bin
+    tied = float(np.sum(in_bin * hits / (hits + alarms)) / total)
+    low, high = (
+        float(np.sum(in_bin - false * (digamma(hits + false + 1) - digamma(before + false + 1))) / total)
+        for false in (alarms, alarms - alarms_in_bin)
+    )
+    dice, upper = (float(np.max(2 * hits / (hits + false + total))) for false in (alarms, alarms - alarms_in_bin))
+    return BinnedDetection(tied, (min(low, tied), max(high, tied)), dice, (dice, upper))
+
+
+def _counts_by_bin(scores: np.ndarray, bits: int) -> np.ndarray:
+    """Histogram over the upper bits of float32, in the order of the values.
+
+    Raises:
+        InputError: NaN, infinity, or a value that is infinite as float32.
+    """
+    with np.errstate(over="ignore"):  # what overflows is infinite, and found below
+        values = scores.astype(np.float32, copy=False)
+    counts = np.zeros(1 << bits, dtype=np.int64)
+    for start in range(0, values.size, _CHUNK):  # bincount makes eight bytes of every key
+        keys = (values[start : start + _CHUNK] + np.float32(0)).view(np.uint32)  # + 0 turns -0.0 into 0.0
+        # negative numbers descend by their bits, and come before positive ones
+        keys ^= (keys.view(np.int32) >> 31).view(np.uint32) | np.uint32(1 << 31)
+        keys >>= np.uint32(32 - bits)
+        counts += np.bincount(keys, minlength=counts.size)
+    smallest, largest = (int(key) >> (32 - bits) for key in (0x00800000, 0xFF800000))  # of minus and plus infinity
+    if counts[: smallest + 1].any() or counts[largest:].any():
+        raise InputError("The anomaly map holds NaN, infinity or values beyond float32 where it is evaluated.")
+    return counts
 
 
 def standardised_intensity(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

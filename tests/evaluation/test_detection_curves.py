@@ -15,6 +15,7 @@ from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.evaluation.anomaly import (
     average_precision,
     best_dice,
+    binned_detection,
     count_at_least,
     curve_from_counts,
     detection_curve,
@@ -154,3 +155,43 @@ def test_standardised_intensity():
     assert not standardised_intensity(image, np.zeros_like(mask)).any()
     with pytest.raises(InputError, match="NaN"):
         standardised_intensity(np.array([1.0, math.nan]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    arrays.arrays(np.float32, 60, elements=st.floats(-1e6, 1e6, width=32)),
+    arrays.arrays(bool, 60),
+    st.sampled_from([12, 16, 20, 24]),
+)
+def test_binned_figures_hold_the_exact_ones_in_their_intervals(scores, truth, bits):
+    curve = detection_curve(scores, truth)
+    found = binned_detection(scores, truth, bits=bits)
+    if not truth.any():
+        assert np.isnan([found.average_precision, found.best_dice, *found.average_precision_interval]).all()
+        return
+    low, high = found.average_precision_interval
+    assert low - 1e-12 <= average_precision(curve) <= high + 1e-12 and low <= found.average_precision <= high
+    low, high = found.best_dice_interval
+    assert low - 1e-12 <= best_dice(curve)[0] <= high + 1e-12 and low == found.best_dice
+
+
+def test_binned_figures_are_exact_where_no_bin_is_shared():
+    scores = np.array([-8.0, -1.0, 0.0, 1.0, 2.0, 4.0])
+    truth = np.array([0, 1, 0, 1, 0, 1])
+    found = binned_detection(scores, truth)
+    assert found.average_precision == pytest.approx(average_precision_score(truth, scores))
+    assert found.average_precision_interval == pytest.approx((found.average_precision,) * 2)
+
+
+def test_binned_figures_look_inside_the_mask_and_refuse_what_the_exact_ones_refuse():
+    rng = np.random.default_rng(0)
+    scores, truth, mask = rng.normal(size=500), rng.random(500) < 0.2, rng.random(500) < 0.5
+    inside = binned_detection(scores[mask], truth[mask])
+    scores[~mask] = np.nan
+    assert binned_detection(scores, truth, mask) == inside
+    for wrong in (np.nan, np.inf, -np.inf, 1e300):
+        scores[np.flatnonzero(mask)[0]] = wrong
+        with pytest.raises(InputError, match="NaN, infinity"):
+            binned_detection(scores, truth, mask)
+    with pytest.raises(InputError, match="bits"):
+        binned_detection(np.zeros(3), np.ones(3, int), bits=30)

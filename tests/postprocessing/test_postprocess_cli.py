@@ -75,6 +75,44 @@ def test_label_maps_are_cleaned_and_what_was_done_is_recorded(folder, capsys):
     assert "removed voxels" in printed and "4 done" in printed
 
 
+def test_pairs_are_put_right_and_it_is_said(folder, capsys):
+    array = np.zeros((6, 20, 20), np.uint8)
+    array[1:5, 2:10, 2:10], array[1:5, 12:18, 2:10] = 1, 2
+    truth = array.copy()
+    array[1, 2:10, 2:10], array[4, 12:18, 2:10] = 2, 1
+    array[0, 0, 19] = 2
+    for name in ("case_0", "case_1", "case_2", "case_3"):
+        write(array, folder / f"in/{name}.nii.gz")
+    assert postprocess(folder, "--pairs", "1:2") == 0
+    np.testing.assert_array_equal(read(folder / "out/case_0.nii.gz"), truth)
+    summary = json.loads((folder / "out/postprocessing.json").read_text())
+    counts = summary["removed"][0]["2"]
+    assert (counts["relabelled_components"], counts["relabelled_voxels"], counts["changed_cases"]) == (8, 4 * 65, 4)
+    assert "relabelled voxels" in capsys.readouterr().out
+    (folder / "steps.json").write_text('{"steps": [{"step": "symmetric_components", "pairs": [[1, 2]]}]}')
+    assert (
+        main(
+            [
+                "postprocess",
+                "-i",
+                str(folder / "in"),
+                "-o",
+                str(folder / "by_file"),
+                "--settings",
+                str(folder / "steps.json"),
+            ]
+        )
+        == 0
+    )
+    np.testing.assert_array_equal(read(folder / "by_file/case_3.nii.gz"), truth)
+
+
+@pytest.mark.parametrize("pairs", [["1"], ["1:x"], ["1:1"], ["1:2", "2:3"]])
+def test_pairs_that_are_none(folder, capsys, pairs):
+    assert postprocess(folder, "--pairs", *pairs) == 2
+    assert "pair" in capsys.readouterr().err
+
+
 def test_options_reach_the_step(folder):
     halves = np.zeros((4, 20, 20), dtype=np.uint8)
     halves[:, 2:8, 2:8] = 1
