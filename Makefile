@@ -45,10 +45,11 @@ torchvision-without-operators:
 	: > $(TORCHVISION_OPERATORS)
 	$(BIN)/python -c 'import torchvision'
 
-# Two test processes, a file of tests each, whose networks wait for each other without spinning.
+# Two test processes, a file of tests each, whose networks wait for each other without spinning. Property tests take
+# the same examples every time (profile ci of hypothesis); pytest alone draws new ones.
 test: export OMP_WAIT_POLICY := PASSIVE
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --hypothesis-profile=ci $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -278,6 +278,7 @@ class ReconstructionTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """Log, keep the latest checkpoint now and then and the best by validation loss."""
+        self.epochs_trained += 1
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
         started, ended = (self.logger.get_value(f"epoch_{which}_timestamps", step=-1) for which in ("start", "end"))
         names = ("train_losses", "val_losses", *self.extra_metrics)
@@ -294,7 +295,6 @@ class ReconstructionTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             self.logger.plot_progress_png(self.output_folder)
         self.current_epoch += 1
-        self.epochs_trained += 1
 
     # -- validation: error maps of the held-out fold ------------------------------------------------------------------
 

@@ -218,6 +218,17 @@ def test_going_on_with_a_finished_training_leaves_its_checkpoint(new_trainer):
     assert path.stat().st_mtime_ns == before
 
 
+def test_training_anew_replaces_the_checkpoints_of_an_earlier_training(new_trainer):
+    for seed in (1, 2):
+        trainer = new_trainer(nnUNetTrainerInpainting, seed=seed)
+        trainer.num_epochs = 1
+        trainer.run_training()
+        for name in ("checkpoint_best.pth", "checkpoint_final.pth"):
+            saved = torch.load(folder_of(trainer) / name, weights_only=False)["network_weights"]
+            for key, weights in trainer.network.state_dict().items():
+                assert torch.equal(saved[key], weights), (name, seed)
+
+
 def test_a_validation_that_stops_half_way_leaves_no_record(new_trainer, monkeypatch):
     trainer = new_trainer(nnUNetTrainerInpainting)
     trainer.num_epochs = 1
