@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# A voxel counts as within a radius up to this relative rounding, so that 2 voxels of 0.365 mm are within 0.73 mm.
-ROUNDING = 1e-6
+# A voxel counts as within a radius up to this relative rounding, so that 2 voxels of 0.365 mm are within 0.73 mm. It is
+# more than ITK's distances, which are float32, are off.
+ROUNDING = 2e-5
 # Up to so many shifted copies are cheaper than a distance transform; changes the time, never the result.
 MOST_SHIFTS = 150
 
@@ -45,7 +46,9 @@ def distance_to_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
         spacing_mm: voxel size along every axis of ``mask``.
 
     Returns:
-        float32 array of the same shape, 0 in the mask, infinite everywhere when the mask is empty.
+        float32 array of the same shape, 0 in the mask, infinite everywhere when the mask is empty. It is rounded
+        to float32; where the spacing differs between axes, so are positions, which adds up to 2e-7 of the extent of the
+        array.
     """
     import SimpleITK as sitk
 
@@ -53,9 +56,12 @@ def distance_to_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     if not mask.any():
         return np.full(mask.shape, np.inf, dtype=np.float32)
     image = sitk.GetImageFromArray(mask.view(np.uint8))
-    image.SetSpacing(spacing_mm[::-1])
+    unit_mm = min(spacing_mm)  # in which positions along the finest axes are whole numbers, and so exact
+    image.SetSpacing([size_mm / unit_mm for size_mm in reversed(spacing_mm)])
     signed = sitk.SignedMaurerDistanceMap(image, False, False, True)
-    return np.maximum(sitk.GetArrayViewFromImage(signed), 0, dtype=np.float32)
+    distance_mm = np.maximum(sitk.GetArrayViewFromImage(signed), 0, dtype=np.float32)
+    distance_mm *= np.float32(unit_mm)
+    return distance_mm
 
 
 def dilate_mm(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -75,7 +75,10 @@ def test_the_weight_between_two_planes_is_that_of_the_formula():
 @given(label_maps(), st.integers(-2, 2), SPACINGS, st.floats(1, 8))
 def test_gap_dice_counts_inside_the_gap_of_the_reference(reference, shift, spacing_mm, width_mm):
     prediction = np.roll(reference, shift, axis=1)
-    region = expected_distances(reference, spacing_mm).sum(axis=0) < width_mm * (1 - 1e-6)
+    total_mm = expected_distances(reference, spacing_mm).sum(axis=0)
+    region = total_mm < width_mm * (1 - 1e-9)
+    if ((np.abs(total_mm - width_mm) < 1e-4 * width_mm) & (np.abs(total_mm - width_mm) > 1e-9 * width_mm)).any():
+        return  # rounding decides
     found = gap_dice(reference, prediction, spacing_mm, width_mm=width_mm)
     assert found.region_voxels == np.count_nonzero(region)
     numerator = denominator = 0
@@ -89,6 +92,16 @@ def test_gap_dice_counts_inside_the_gap_of_the_reference(reference, shift, spaci
     assert found.mean == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True)
 
 
+@pytest.mark.parametrize("spacing_mm", [(0.78, 0.78, 0.78), (0.7, 0.365, 0.365), (0.31, 1.7, 0.9)])
+@pytest.mark.parametrize("axis", range(3))
+def test_a_gap_as_wide_as_the_width_is_not_in_the_region(spacing_mm, axis):
+    label_map = np.zeros([500 if each == axis else 3 for each in range(3)], np.uint8)
+    planes = np.moveaxis(label_map, axis, 0)
+    planes[:421], planes[430:] = 1, 2
+    assert not gap_region(label_map, spacing_mm, width_mm=10 * spacing_mm[axis])[1].any()
+    assert gap_region(label_map, spacing_mm, width_mm=10.01 * spacing_mm[axis])[1].any()
+
+
 @settings(max_examples=40, deadline=None)
 @given(label_maps(), SPACINGS, st.floats(0, 6))
 def test_collisions_are_voxels_near_another_class(label_map, spacing_mm, distance_mm):
@@ -97,7 +110,7 @@ def test_collisions_are_voxels_near_another_class(label_map, spacing_mm, distanc
         other = (label_map != 0) & (label_map != label)
         if other.any():
             away_mm = ndimage.distance_transform_edt(~other, sampling=spacing_mm)
-            if (np.abs(away_mm - distance_mm) < 1e-4).any():
+            if (np.abs(away_mm - distance_mm) < 1e-3).any():
                 return  # rounding decides
             expected |= (label_map == label) & (away_mm <= distance_mm)
     np.testing.assert_array_equal(collision_set(label_map, spacing_mm, distance_mm=distance_mm), expected)

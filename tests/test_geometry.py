@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from nnunet_anomaly import geometry
-from nnunet_anomaly.geometry import bounding_box, close_mm, dilate_mm, distance_to_mm, erode_mm, open_mm
+from nnunet_anomaly.geometry import ROUNDING, bounding_box, close_mm, dilate_mm, distance_to_mm, erode_mm, open_mm
 
 
 @given(hnp.arrays(bool, st.tuples(*[st.integers(1, 6)] * 3)), st.floats(0, 4), st.tuples(*[st.floats(0.3, 3)] * 3))
@@ -18,10 +18,23 @@ def test_dilation_is_the_distance_to_the_nearest_voxel(mask, radius_mm, spacing_
     expected = mask.copy()
     if len(points):
         distances = np.linalg.norm(everywhere[:, None] - points[None], axis=-1).min(axis=1)
-        if np.any(np.abs(distances - radius_mm) < 1e-9):
+        if np.any(np.abs(distances - radius_mm) <= 1e-4 * radius_mm):
             return  # on the very edge, rounding decides
         expected = (distances <= radius_mm).reshape(mask.shape)
     np.testing.assert_array_equal(dilate_mm(mask, radius_mm, spacing_mm), expected)
+
+
+@pytest.mark.parametrize("spacing_mm", [(0.78, 0.78, 0.78), (0.7, 0.365, 0.365), (0.31, 1.7, 0.9)])
+@pytest.mark.parametrize("axis", range(3))
+def test_a_distance_of_the_radius_is_within_it_wherever_it_is_in_the_array(spacing_mm, axis):
+    size_mm, steps = spacing_mm[axis], 30
+    mask = np.zeros([500 if each == axis else 2 for each in range(3)], bool)
+    planes = np.moveaxis(mask, axis, 0)
+    planes[440] = True
+    expected = mask.copy()
+    np.moveaxis(expected, axis, 0)[440 - steps : 440 + steps + 1] = True
+    np.testing.assert_array_equal(distance_to_mm(mask, spacing_mm) <= steps * size_mm * (1 + ROUNDING), expected)
+    np.testing.assert_array_equal(dilate_mm(mask, steps * size_mm, spacing_mm), expected)
 
 
 def test_an_empty_mask_stays_empty():
