@@ -6,7 +6,8 @@ Inputs are made from a seed: a knee on the grid of the OAI's DESS (160 x 384 x 3
 cartilages, a prediction with small errors, with and without far islands) and a pelvis (415 x 244 x 266, 0.78 mm, five
 bones, pieces of a side under the other side's label). Each function runs in a process of its own, ours and its peer's
 in turn, and both results are compared before any time is printed. Time: median of the repeats. Memory: highest
-resident size during the calls above the one before them. ``--size 0.3`` is a quick look on smaller grids.
+resident size during the calls above the one before them. The last rows are the commands over a cohort: two processes
+beside one, and the resident size of the largest process. ``--size 0.3`` is a quick look on smaller grids.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from core_cohorts import COMMANDS, compare_processes, make_cohort
 from core_inputs import HIP_MM, HIP_PAIRS, KNEE_MM, LABELS, SEED, make_inputs
 from core_peers import (
     TOLERANCE_MM,
@@ -41,7 +43,13 @@ from core_peers import (
 )
 from scipy import ndimage
 
-from nnunet_anomaly.evaluation.anomaly import average_precision, best_dice, binned_detection, detection_curve
+from nnunet_anomaly.evaluation.anomaly import (
+    average_precision,
+    best_dice,
+    binned_detection,
+    detection_curve,
+    score_histogram,
+)
 from nnunet_anomaly.evaluation.cohort import structure_metrics
 from nnunet_anomaly.evaluation.gap import gap_dice
 from nnunet_anomaly.geometry import close_mm, dilate_mm, open_mm
@@ -77,7 +85,7 @@ def curves(data: Arrays) -> Any:
 
 def curves_binned(data: Arrays) -> Any:
     """Average precision and best Dice, with the interval that holds the exact values."""
-    found = binned_detection(data["scores"], data["lesion"])
+    found = binned_detection(score_histogram(data["scores"], data["lesion"]))
     return np.array([found.average_precision_interval, found.best_dice_interval])
 
 
@@ -259,15 +267,21 @@ def _lines(path: str) -> list[str]:
 def main() -> int:
     """Print and write the table; the exit code says whether every goal was reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS))
+    names = [*WORKS, *COMMANDS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--size", type=float, default=1.0, help="share of the grids' size along every axis")
     parser.add_argument("-o", "--output", type=Path, help="write the table here as well")
     args = parser.parse_args()
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as name:
-        make_inputs(Path(name), args.size)
-        rows = [compare(work, Path(name), args.repeats) for work in args.only]
+        folder, commands = Path(name), [work for work in args.only if work in COMMANDS]
+        make_inputs(folder, args.size)
+        rows = [compare(work, folder, args.repeats) for work in args.only if work in WORKS]
+        if commands:
+            (folder / "cohort").mkdir()
+            make_cohort(folder, folder / "cohort")
+        rows += [compare_processes(command, folder / "cohort", args.repeats) for command in commands]
     missed = [row["work"] for row in rows if row.pop("_missed")]
     text = f"{machine()}; median of {args.repeats}, seed {SEED}\n\n{markdown_table(rows)}"
     print(f"\n{text}\n{'Goals missed: ' + ', '.join(missed) if missed else 'All goals reached.'}")

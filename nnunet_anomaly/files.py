@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import shutil
 import struct
 import tempfile
@@ -340,6 +341,29 @@ class InlineExecutor(Executor):
         return future
 
 
+class WorkerPool(ProcessPoolExecutor):
+    """Spawned workers that end with this process, and whose errors always come back."""
+
+    def __init__(self, num_processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        super().__init__(num_processes, mp_context=context, initializer=end_with_parent)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As the base; an error that cannot be sent back, which would break the pool, is sent as its text."""
+        return super().submit(_with_errors_that_come_back, fn, *args, **kwargs)
+
+
+def _with_errors_that_come_back(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        raise
+
+
 @contextmanager
 def open_pool(num_processes: int) -> Iterator[Executor]:
     """Spawned workers that end with this process; with 1 or less, this process itself.
@@ -350,8 +374,7 @@ def open_pool(num_processes: int) -> Iterator[Executor]:
     if num_processes <= 1:
         yield InlineExecutor()
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=end_with_parent) as pool:
+    with WorkerPool(num_processes) as pool:
         try:
             yield pool
         except BrokenProcessPool as error:

@@ -189,12 +189,21 @@ def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[__name__.count(".")]))
 
 
+class PeculiarError(Exception):
+    """Cannot be made from its message alone, and so not be unpickled."""
+
+    def __init__(self, path: str, line: int) -> None:
+        super().__init__(f"{path}, line {line}")
+
+
 def act(what: str, folder: Path | None = None) -> bool | None:
     """One case, at module level so that workers can import it."""
     if what == "skip":
         return False
     if what == "fail":
         raise InputError("it is damaged")
+    if what == "fail peculiarly":
+        raise PeculiarError("file", 3)
     if what == "disk full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if what == "unreadable":
@@ -215,6 +224,12 @@ def test_failed_cases_are_named_and_the_others_go_on(processes):
     assert outcome.skipped == ["c"]
     assert outcome.failed == {"b": "InputError: it is damaged", "d": "PermissionError: [Errno 13] Permission denied"}
     assert outcome.exit_code == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_that_cannot_be_sent_between_processes_fails_its_case_alone(processes):
+    outcome = run_cases(act, [("a", ("fail peculiarly",)), ("b", ("go",))], processes, "testing")
+    assert outcome.done == ["b"] and outcome.failed["a"].endswith("PeculiarError: file, line 3")
 
 
 def test_no_cases_are_no_failure():

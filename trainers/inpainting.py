@@ -13,10 +13,12 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunet_anomaly.architectures.inpainting_unet import InpaintingUNet
 from nnunet_anomaly.augmentation.corruptions import SyntheticLesionTransform
 from nnunet_anomaly.augmentation.protected_channels import insert_after_resampling, protect_channels
-from nnunet_anomaly.errors import MissingCheckpointError
+from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, TEACHER, check_split, digest_of_weights
+from nnunet_anomaly.errors import InputError, MissingCheckpointError
+from nnunet_anomaly.files import sha256_of
 from nnunet_anomaly.losses.reconstruction import denoising_loss, inpainting_loss, leak_sums, mimic_loss
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
-from nnunet_anomaly.trainers.reconstruction import SPLIT, ReconstructionTrainer, check_split
+from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
 
 
 class nnUNetTrainerInpainting(ReconstructionTrainer):
@@ -40,6 +42,8 @@ class nnUNetTrainerInpaintingMimic(ReconstructionTrainer):
     extra_metrics = ("leak",)
     erase = False
     teacher: InpaintingUNet
+    teacher_sha256: str
+    teacher_is_pretrained: bool
 
     @property
     def denoising(self) -> bool:
@@ -52,6 +56,8 @@ class nnUNetTrainerInpaintingMimic(ReconstructionTrainer):
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
         super().initialize()
         check_split(checkpoint["init_args"].get(SPLIT), self.split(), str(path))
+        self.teacher_sha256 = sha256_of([path])
+        self.teacher_is_pretrained = checkpoint["init_args"].get(PRETRAINED, True)
         self.teacher = nnUNetTrainerInpainting.build_reconstruction_network(
             self.plans_manager, self.configuration_manager, self.num_input_channels, 0
         ).to(self.device)
@@ -61,6 +67,25 @@ class nnUNetTrainerInpaintingMimic(ReconstructionTrainer):
             compressor = self.bare_network().compressor
             assert compressor is not None  # both networks are built from the same plans
             compressor.load_state_dict(self.teacher.compressor.state_dict())
+        self.initial_weights = digest_of_weights(self.network)
+
+    def on_train_start(self) -> None:
+        """As for all reconstructions, and note which G this is learnt from.
+
+        Raises:
+            InputError: the training that is to go on was begun with another G.
+        """
+        super().on_train_start()
+        learnt_from = self.my_init_kwargs.setdefault(TEACHER, self.teacher_sha256)
+        if learnt_from != self.teacher_sha256 and self.current_epoch < self.num_epochs:
+            raise InputError(
+                f"{self.teacher_checkpoint()} was trained again since this training began: A would learn from two "
+                "networks. Train it again, without --c."
+            )
+
+    def is_pretrained(self) -> bool:
+        """What G has learnt A learns too."""
+        return self.teacher_is_pretrained or super().is_pretrained()
 
     def teacher_checkpoint(self) -> Path:
         """Final checkpoint of G for the same dataset, plans, configuration and fold.

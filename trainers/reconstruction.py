@@ -11,7 +11,6 @@ in nnU-Net. Their validation writes, for the held-out fold and in the original g
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from time import time
@@ -36,13 +35,14 @@ from nnunet_anomaly.augmentation.protected_channels import insert_after_resampli
 from nnunet_anomaly.augmentation.roi import RoiChannelTransform, region_of_interest
 from nnunet_anomaly.dataset_roles import error_channels
 from nnunet_anomaly.error_maps.predict import error_map, map_file_ending, reconstruct, save_in_original_geometry
-from nnunet_anomaly.errors import InputError, LeakageError, SettingsError
+from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, check_split, digest_of_weights
+from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import open_pool, remove_left_overs, save_json, settle, sha256_of, written_whole
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import AnomalySettings
 
-SPLIT = "split"  # the cases that a network learnt from and those it did not, among the checkpoint's init_args
+EARLIER = "checkpoint_final_of_earlier_training.pth"
 SCHEME = "ZScoreClipped01Normalization"
 SPATIAL = (
     SpatialTransform,
@@ -51,19 +51,6 @@ SPATIAL = (
     Convert2DTo3DTransform,
     RemoveLabelTansform,
 )
-
-
-def check_split(learnt: Mapping[str, list[str]] | None, now: Mapping[str, list[str]], checkpoint: str) -> None:
-    """Law 3: a network is used for the fold that it was trained for.
-
-    Raises:
-        LeakageError: it learnt from other cases than the fold has now, or nothing says from which.
-    """
-    if learnt is None or set(learnt["train"]) != set(now["train"]):
-        raise LeakageError(
-            f"{checkpoint} was not trained on the training cases that this fold has now: splits_final.json changed "
-            "since. Train this network again, without --c."
-        )
 
 
 class ReconstructionLogger(LocalLogger):
@@ -103,8 +90,9 @@ class ReconstructionTrainer(nnUNetTrainer):
         map_file_ending(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.check_scale()
-        self.validated_checkpoint = "checkpoint_final.pth"
+        self.validated_checkpoint: str | None = None  # the file that holds the network in memory
         self.epochs_trained = 0  # by this process
+        self.initial_weights = ""
         self.logger.local_logger = ReconstructionLogger(*self.extra_metrics)
         self.initial_lr = self.settings.inpainting.learning_rate
         self.weight_decay = 0.0
@@ -166,6 +154,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         seed_everything(self.settings.seed, self.fold, self.local_rank)
         self.build_network_architecture = self.build_reconstruction_network  # type: ignore[method-assign]
         super().initialize()
+        self.initial_weights = digest_of_weights(self.network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Adam at a constant rate (paper) or with nnU-Net's polynomial decay."""
@@ -204,11 +193,28 @@ class ReconstructionTrainer(nnUNetTrainer):
         return RoiChannelTransform(roi.labels, roi.dilation_mm, self.configuration_manager.spacing)
 
     def on_train_start(self) -> None:
-        """As nnU-Net, and note which cases this network learns from; the note goes into its checkpoints."""
+        """As nnU-Net, and note what this network learns from; the note goes into its checkpoints."""
         super().on_train_start()
         self.my_init_kwargs[SPLIT] = self.split()
+        if self.current_epoch == 0:
+            self.my_init_kwargs[PRETRAINED] = self.is_pretrained()
         if self.local_rank == 0:
             remove_left_overs(Path(self.output_folder))
+            if self.current_epoch == 0 and not self.disable_checkpointing:
+                self.set_earlier_checkpoints_aside()
+
+    def is_pretrained(self) -> bool:
+        """Whether weights were loaded (``-pretrained_weights``) since the network was made."""
+        return digest_of_weights(self.network) != self.initial_weights
+
+    def set_earlier_checkpoints_aside(self) -> None:
+        """Once a training has begun anew ``--c`` must not go on with an earlier one, whose final network is kept."""
+        folder = Path(self.output_folder)
+        for name in ("latest", "best"):
+            (folder / f"checkpoint_{name}.pth").unlink(missing_ok=True)
+        if (folder / "checkpoint_final.pth").is_file():
+            (folder / "checkpoint_final.pth").replace(folder / EARLIER)
+            self.print_to_log_file(f"The final checkpoint of an earlier training is kept as {EARLIER}")
 
     def split(self) -> dict[str, list[str]]:
         """Cases of this fold, as splits_final.json has them now: to learn from, and held out."""
@@ -218,7 +224,7 @@ class ReconstructionTrainer(nnUNetTrainer):
     def on_train_end(self) -> None:
         """As nnU-Net; what is validated next is the final checkpoint."""
         super().on_train_end()
-        self.validated_checkpoint = "checkpoint_final.pth"
+        self.validated_checkpoint = None if self.disable_checkpointing else "checkpoint_final.pth"
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net, but whole or not at all: ``--c`` could not go on from a half-written one."""
@@ -238,8 +244,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "The checkpoint"
         check_split(self.my_init_kwargs.get(SPLIT), self.split(), name)
-        if isinstance(filename_or_checkpoint, str):
-            self.validated_checkpoint = Path(filename_or_checkpoint).name
+        self.validated_checkpoint = Path(name).name if isinstance(filename_or_checkpoint, str) else None
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -301,7 +306,7 @@ class ReconstructionTrainer(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write reconstructions and error maps of the held-out fold in the original geometry."""
         split = self.split()
-        folder, checkpoint = (Path(self.output_folder) / name for name in ("validation", self.validated_checkpoint))
+        folder = Path(self.output_folder) / "validation"
         record_path = folder / "error_maps.json"
         if self.local_rank == 0:
             record_path.unlink(missing_ok=True)  # maps of an earlier validation are overwritten one by one
@@ -319,20 +324,25 @@ class ReconstructionTrainer(nnUNetTrainer):
         if self.is_ddp:
             distributed.barrier()
         if self.local_rank == 0:
-            record = {
-                "trainer": type(self).__name__,
-                "plans": self.plans_manager.plans_name,
-                "configuration": self.configuration_name,
-                "fold": self.fold,
-                "epochs": self.current_epoch,
-                "checkpoint": checkpoint.name,
-                "checkpoint_sha256": sha256_of([checkpoint]) if checkpoint.is_file() else None,
-                "training_cases": self.my_init_kwargs[SPLIT]["train"],
-                "held_out_cases": split["val"],
-            }
-            save_json(record, record_path)
-            kind = "training" if set(record["training_cases"]) & set(split["val"]) else "held-out"
+            save_json(self.record_of_maps(), record_path)
+            kind = "training" if set(self.my_init_kwargs[SPLIT]["train"]) & set(split["val"]) else "held-out"
             self.print_to_log_file(f"Error maps of {len(split['val'])} {kind} cases are in {folder / 'error_maps'}")
+
+    def record_of_maps(self) -> dict[str, Any]:
+        """What the error maps of this validation are made with; without a checkpoint file of it, nothing says so."""
+        name = self.validated_checkpoint
+        return {
+            "trainer": type(self).__name__,
+            "plans": self.plans_manager.plans_name,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "epochs": self.current_epoch,
+            "checkpoint": name,
+            "checkpoint_sha256": sha256_of([Path(self.output_folder) / name]) if name else None,
+            "training_cases": self.my_init_kwargs[SPLIT]["train"],
+            "held_out_cases": self.split()["val"],
+            PRETRAINED: self.my_init_kwargs.get(PRETRAINED, True),
+        }
 
     def validate_case(self, case: str, dataset: Any, folder: Path, pool: Executor) -> list[Any]:
         """Reconstruct one case here and have its maps written in the background."""

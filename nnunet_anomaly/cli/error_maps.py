@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the reconstructions here: of new images, of imagesTs, and by two passes",
     )
     parser.add_argument(
-        "--allow-leak", action="store_true", help="take error maps of cases that their network was trained on"
+        "--allow-leak",
+        action="store_true",
+        help="take error maps of cases that their network was, or may have been, trained on",
     )
     parser.add_argument("-np", "--num-processes", type=int, default=2, help="background processes (default: 2)")
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s")

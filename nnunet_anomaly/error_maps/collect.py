@@ -9,10 +9,10 @@ from typing import Any
 
 from nnunet_anomaly.dataset_roles import ERROR_MAP, IMAGE, KEY, channel_names
 from nnunet_anomaly.error_maps.predict import map_file_ending
+from nnunet_anomaly.error_maps.provenance import PRETRAINED, Split
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
 from nnunet_anomaly.files import load_json, place, remove_left_overs, save_json, sha256_of
 
-Split = Mapping[str, Sequence[str]]
 DERIVED_FROM = "derived_from"
 
 
@@ -24,6 +24,7 @@ class FoldMaps:
     maps: Mapping[str, Path]
     training_cases: Sequence[str]
     source: Path
+    pretrained: bool = False  # it began with weights that have learnt from nobody knows which cases
 
 
 def fold_maps(model_folder: Path, fold: int, split: Split, checkpoint: str, command: str) -> FoldMaps:
@@ -36,22 +37,21 @@ def fold_maps(model_folder: Path, fold: int, split: Split, checkpoint: str, comm
     """
     folder = model_folder / f"fold_{fold}" / "validation"
     record = fold_record(model_folder, fold, split, command)
+    again = f"{command} --val" + (" --val_best" if checkpoint == "checkpoint_best.pth" else "")
     if record["checkpoint"] != checkpoint:
-        flag = "--val_best" if checkpoint == "checkpoint_best.pth" else "--val"
-        raise InputError(
-            f"The maps in {folder} are by {record['checkpoint']}, not {checkpoint}. Make them again: {command} {flag}"
-        )
+        made_by = record["checkpoint"] or "a network that was not saved"
+        raise InputError(f"The maps in {folder} are by {made_by}, not {checkpoint}. Make them again: {again}")
     ending = map_file_ending(load_json(model_folder / "dataset.json"))
     path = model_folder / f"fold_{fold}" / checkpoint
     if not path.is_file():
         raise MissingCheckpointError(f"{path} does not exist. Train this fold: {command}")
     if record["checkpoint_sha256"] != sha256_of([path]):
-        raise InputError(f"Fold {fold} was trained again since {folder} was made. Make the maps again: {command} --val")
+        raise InputError(f"Fold {fold} was trained again since {folder} was made. Make the maps again: {again}")
     maps = {case: folder / "error_maps" / f"{case}{ending}" for case in record["held_out_cases"]}
     absent = sorted(case for case, path in maps.items() if not path.is_file())
     if absent:
-        raise InputError(f"Fold {fold} lacks the error maps of {', '.join(absent)}. Make them again: {command} --val")
-    return FoldMaps(fold, maps, record["training_cases"], folder / "error_maps.json")
+        raise InputError(f"Fold {fold} lacks the error maps of {', '.join(absent)}. Make them again: {again}")
+    return FoldMaps(fold, maps, record["training_cases"], folder / "error_maps.json", record[PRETRAINED])
 
 
 def fold_record(model_folder: Path, fold: int, split: Split, command: str) -> dict[str, Any]:
@@ -82,10 +82,10 @@ def out_of_fold(folds: Sequence[FoldMaps], cases: Sequence[str], allow_leak: boo
     Args:
         folds: maps of every fold.
         cases: all training cases of the dataset; each needs a map.
-        allow_leak: take maps of cases that their network was trained on; only by name (``--allow-leak``).
+        allow_leak: take maps of cases that their network was, or may have been, trained on; only by name.
 
     Raises:
-        LeakageError: a case's network was trained on it.
+        LeakageError: a case's network was trained on it, or began with weights from elsewhere.
         InputError: a case has no map, or more than one.
     """
     chosen: dict[str, Path] = {}
@@ -95,6 +95,11 @@ def out_of_fold(folds: Sequence[FoldMaps], cases: Sequence[str], allow_leak: boo
             raise LeakageError(
                 f"The network of fold {fold.fold} was trained on {', '.join(leaking)} ({fold.source}), so that its "
                 "error maps of them are not out of fold."
+            )
+        if fold.pretrained and not allow_leak:
+            raise LeakageError(
+                f"The network of fold {fold.fold} began with -pretrained_weights ({fold.source}), and nothing says "
+                "which cases these have learnt from. If they saw none of this dataset, say --allow-leak."
             )
         twice = sorted(set(fold.maps) & set(chosen))
         if twice:

@@ -13,7 +13,8 @@ import torch
 from nnunet_anomaly.augmentation.roi import closed_and_filled_region, region_of_interest
 from nnunet_anomaly.dataset_roles import channel_names
 from nnunet_anomaly.error_maps.predict import error_map, mean_reconstruction
-from nnunet_anomaly.errors import GeometryError, InputError, MissingCheckpointError, SettingsError
+from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, Split
+from nnunet_anomaly.errors import GeometryError, InputError, LeakageError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.files import load_json, read_image
 from nnunet_anomaly.settings import AnomalySettings
 
@@ -29,6 +30,13 @@ class ReconstructionModel:
     dataset_json: dict[str, Any]
     settings: AnomalySettings
     trainer: str
+    splits: Sequence[Split]  # of every set of parameters: the cases it learnt from, and others
+    pretrained: bool  # one of them began with weights from elsewhere
+
+    @property
+    def learnt_from(self) -> set[str]:
+        """Cases that at least one of the networks was trained on."""
+        return {case for split in self.splits for case in split["train"]}
 
     @property
     def needs_masks(self) -> bool:
@@ -54,6 +62,7 @@ def load_model(
     Raises:
         MissingCheckpointError: a fold has no such checkpoint.
         SettingsError: it is not a reconstruction model.
+        LeakageError: a checkpoint does not say which cases it learnt from.
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -64,10 +73,11 @@ def load_model(
     if missing or not available:
         wanted = ", ".join(f"fold {fold}" for fold in missing) or "any fold"
         raise MissingCheckpointError(f"{folder} has no {checkpoint} for {wanted}. Train with nnUNetv2_train first.")
-    parameters = []
+    parameters, notes = [], []
     for fold in folds or available:  # one after the other: a checkpoint holds the optimiser's state as well
         content = torch.load(folder / f"fold_{fold}" / checkpoint, map_location="cpu", weights_only=False)
         parameters.append(content["network_weights"])
+        notes.append(content["init_args"])
         trainer, name = content["trainer_name"], content["init_args"]["configuration"]
     build = getattr(recursive_find_trainer_class_by_name(trainer), "build_reconstruction_network", None)
     if build is None:
@@ -75,6 +85,8 @@ def load_model(
             f"{folder.name} is not a reconstruction model. Error maps come from nnUNetTrainerInpaintingMimic, or from "
             "nnUNetTrainerInpainting with --masks-from."
         )
+    if any(SPLIT not in note for note in notes):
+        raise LeakageError(f"A {checkpoint} in {folder} does not say which cases it learnt from. Train it again.")
     dataset_json, plans = load_json(folder / "dataset.json"), PlansManager(load_json(folder / "plans.json"))
     configuration = plans.get_configuration(name)
     return ReconstructionModel(
@@ -85,6 +97,8 @@ def load_model(
         dataset_json,
         AnomalySettings.from_plans(plans.plans),
         trainer,
+        [note[SPLIT] for note in notes],
+        any(note.get(PRETRAINED, True) for note in notes),
     )
 
 

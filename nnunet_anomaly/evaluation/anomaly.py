@@ -22,6 +22,7 @@ from scipy.special import digamma
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 
 _CHUNK = 1 << 18
+HISTOGRAM_BITS = 16
 
 DEFINITIONS = {
     "average_precision": "average precision, per case",
@@ -31,6 +32,11 @@ DEFINITIONS = {
     "best_dice_pooled": "best Dice over all thresholds, pooled over voxels of all cases (one threshold for all)",
     "best_dice_threshold_pooled": "threshold of the pooled best Dice",
     "prevalence": "share of lesion voxels, the average precision of a map that tells nothing",
+}
+HISTOGRAM_DEFINITIONS = {
+    "histogram": f"scores that share the upper {HISTOGRAM_BITS} bits of their float32 count as equal, for all figures",
+    "average_precision_low": "the exact average precision is not lower; likewise _high, and _pooled",
+    "best_dice_high": "the exact best Dice is not higher, and not lower than the one given",
 }
 
 
@@ -164,27 +170,52 @@ def best_dice(curve: DetectionCurve) -> tuple[float, float]:
     return float(values[best]), float(curve.thresholds[best])
 
 
+@dataclass(frozen=True, eq=False)
+class ScoreHistogram:
+    """Voxels by the upper bits of their float32 score, in the order of the scores; of several cases by ``+``.
+
+    Attributes:
+        lesion: lesion voxels in every bin, int64, 2^bits of them.
+        healthy: all other voxels, likewise.
+    """
+
+    lesion: np.ndarray
+    healthy: np.ndarray
+
+    def __add__(self, other: ScoreHistogram) -> ScoreHistogram:
+        """Voxels of both; of the same number of bits."""
+        return ScoreHistogram(self.lesion + other.lesion, self.healthy + other.healthy)
+
+    def lowest_score(self, number: int) -> float:
+        """Lower edge of a bin: the threshold that finds its voxels and all that score higher."""
+        key = np.uint32(number << (32 - (self.lesion.size.bit_length() - 1)))
+        return float((key ^ np.uint32(1 << 31) if key >> 31 else ~key).view(np.float32))
+
+
 @dataclass(frozen=True)
 class BinnedDetection:
     """Average precision and best Dice from a histogram of scores, each with the interval that holds the exact value.
 
     Attributes:
         average_precision: as if all voxels of a bin had the same score.
-        average_precision_interval: with all healthy voxels of every bin before its lesion voxels, and after them.
+        average_precision_interval: with all healthy voxels of every bin before its lesion voxels, one by one, and with
+            all lesion voxels at the precision that none of the bin's healthy ones has lowered.
         best_dice: at the best edge of a bin, so that it is reached by a threshold.
         best_dice_interval: that value, and the one with the lesion voxels of every bin before its healthy ones.
+        best_dice_threshold: that edge.
     """
 
     average_precision: float
     average_precision_interval: tuple[float, float]
     best_dice: float
     best_dice_interval: tuple[float, float]
+    best_dice_threshold: float
 
 
-def binned_detection(
-    scores: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None, *, bits: int = 16
-) -> BinnedDetection:
-    """Average precision and best Dice without sorting: scores are counted by the upper bits of their float32.
+def score_histogram(
+    scores: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None, *, bits: int = HISTOGRAM_BITS
+) -> ScoreHistogram:
+    """Count the voxels of one case by their score, without sorting.
 
     Args:
         scores: anomaly map, float or integers, any shape; higher is more anomalous.
@@ -192,32 +223,39 @@ def binned_detection(
         mask: where to look, bool or integers of the same shape; without it everywhere.
         bits: of the sign, exponent and mantissa, 12 to 24. With 16 a bin is up to 2^-7 of its score wide.
 
-    Returns:
-        Figures with the interval of their error; NaN without a lesion voxel.
-
     Raises:
         GeometryError, InputError, LabelError: as ``detection_curve``; a score beyond float32 is infinite, too.
     """
     if not 12 <= bits <= 24:
         raise InputError(f"bits is {bits}; it must be from 12 to 24.")
     scores, lesion_mask, inside = _checked(scores, truth, mask)
-    every = _counts_by_bin((scores if inside is None else scores[inside]).ravel(), bits)[::-1]
-    lesion = _counts_by_bin(scores[lesion_mask if inside is None else lesion_mask & inside], bits)[::-1]
-    healthy = every - lesion
-    total = int(lesion.sum())
+    every = _counts_by_bin((scores if inside is None else scores[inside]).ravel(), bits)
+    lesion = _counts_by_bin(scores[lesion_mask if inside is None else lesion_mask & inside], bits)
+    return ScoreHistogram(lesion, every - lesion)
+
+
+def binned_detection(histogram: ScoreHistogram) -> BinnedDetection:
+    """Average precision and best Dice of one case or, with histograms that were added up, of many.
+
+    Returns:
+        Figures with the interval of their error; NaN without a lesion voxel.
+    """
+    total = int(histogram.lesion.sum())
     if not total:
-        return BinnedDetection(math.nan, (math.nan, math.nan), math.nan, (math.nan, math.nan))
-    occupied = lesion > 0
-    hits, alarms = (np.cumsum(counts)[occupied].astype(float) for counts in (lesion, healthy))
-    in_bin, alarms_in_bin = (counts[occupied].astype(float) for counts in (lesion, healthy))
-    before = hits - in_bin
+        return BinnedDetection(math.nan, (math.nan, math.nan), math.nan, (math.nan, math.nan), math.nan)
+    descending = [counts[::-1] for counts in (histogram.lesion, histogram.healthy)]
+    occupied = np.flatnonzero(descending[0])
+    hits, alarms = (np.cumsum(counts)[occupied].astype(float) for counts in descending)
+    in_bin, alarms_in_bin = (counts[occupied].astype(float) for counts in descending)
+    before, alarms_before = hits - in_bin, alarms - alarms_in_bin
     tied = float(np.sum(in_bin * hits / (hits + alarms)) / total)
-    low, high = (
-        float(np.sum(in_bin - false * (digamma(hits + false + 1) - digamma(before + false + 1))) / total)
-        for false in (alarms, alarms - alarms_in_bin)
-    )
-    dice, upper = (float(np.max(2 * hits / (hits + false + total))) for false in (alarms, alarms - alarms_in_bin))
-    return BinnedDetection(tied, (min(low, tied), max(high, tied)), dice, (dice, upper))
+    low = float(np.sum(in_bin - alarms * (digamma(hits + alarms + 1) - digamma(before + alarms + 1))) / total)
+    high = float(np.sum(in_bin * hits / (hits + alarms_before)) / total)
+    dice = 2 * hits / (hits + alarms + total)
+    best = int(np.argmax(dice))
+    upper = float(np.max(2 * hits / (hits + alarms_before + total)))
+    threshold = histogram.lowest_score(histogram.lesion.size - 1 - int(occupied[best]))
+    return BinnedDetection(tied, (min(low, tied), high), float(dice[best]), (float(dice[best]), upper), threshold)
 
 
 def _counts_by_bin(scores: np.ndarray, bits: int) -> np.ndarray:
@@ -235,7 +273,7 @@ def _counts_by_bin(scores: np.ndarray, bits: int) -> np.ndarray:
         keys ^= (keys.view(np.int32) >> 31).view(np.uint32) | np.uint32(1 << 31)
         keys >>= np.uint32(32 - bits)
         counts += np.bincount(keys, minlength=counts.size)
-    smallest, largest = (int(key) >> (32 - bits) for key in (0x00800000, 0xFF800000))  # of minus and plus infinity
+    smallest, largest = (int(key) >> (32 - bits) for key in (0x007FFFFF, 0xFF800000))  # of minus and plus infinity
     if counts[: smallest + 1].any() or counts[largest:].any():
         raise InputError("The anomaly map holds NaN, infinity or values beyond float32 where it is evaluated.")
     return counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -23,12 +24,15 @@ from nnunet_anomaly.dataset_roles import channel_names
 from nnunet_anomaly.error_maps import collect
 from nnunet_anomaly.error_maps.model import PreparedCase, ReconstructionModel, case_maps, load_model, prepare_case
 from nnunet_anomaly.error_maps.predict import map_file_ending, save_in_original_geometry
-from nnunet_anomaly.errors import InputError, LeakageError
+from nnunet_anomaly.error_maps.provenance import check_split
+from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
 from nnunet_anomaly.files import (
     FATAL_ERRNOS,
     Outcome,
     find_dataset_folder,
+    is_up_to_date,
     load_json,
+    made_from,
     nnunet_folder,
     open_pool,
     place,
@@ -39,6 +43,22 @@ from nnunet_anomaly.files import (
 )
 
 MASKS_CHECKPOINT = "checkpoint_final.pth"
+IMAGE_FOLDERS = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
+RECORDS = "made_from"  # folder with a record for every finished case
+RECONSTRUCTIONS = "reconstructions"
+PlaceImages = Callable[[list[Path]], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: its images, the label map of what is erased (None without), and where its error map goes."""
+
+    name: str
+    images: list[Path]
+    mask: Path | None
+    target: Path
+    record: Path
+    source: Any  # what the map is made from, see ``files.made_from``
 
 
 @dataclass
@@ -97,11 +117,11 @@ class Job:
         return load_json(self.raw / "dataset.json")
 
     def origin(self, folds: Sequence[int], masks: Sequence[Path] = ()) -> dict[str, Any]:
-        """What the maps are made from; written beside them, so that a rerun knows its own work from another's.
+        """Which networks the maps are by; written beside them, so that a rerun knows its own work from another's.
 
         Args:
             folds: of the model.
-            masks: the files that say what is erased: label maps, or the checkpoints that predict them.
+            masks: files that say what is erased in all cases: checkpoints that predict it, or label maps.
         """
         folder = self.masks_folder()
         checkpoints = [self.model / f"fold_{fold}" / self.checkpoint for fold in folds]
@@ -160,7 +180,9 @@ def derive(job: Job) -> Outcome:
     masks = [_held_out_label_maps(job, fold, split) for fold, split in enumerate(splits)] if job.masks_from else []
     origin = job.origin(range(len(splits)), [path for files in masks for path in files.values()])
     collect.check_target(target, origin)
-    cases = collect.case_names(job.raw / "imagesTr", job.dataset_json["file_ending"])
+    ending = job.dataset_json["file_ending"]
+    _check_reconstructions_folder(job, *(folder / name for folder in (job.raw, target) for name in IMAGE_FOLDERS))
+    cases = collect.case_names(job.raw / "imagesTr", ending)
     outcome, folds = Outcome(), []
     for fold, split in enumerate(splits):
         if job.masks_from:
@@ -174,7 +196,7 @@ def derive(job: Job) -> Outcome:
     chosen = collect.out_of_fold(folds, cases, job.allow_leak)
     collect.write_derived_dataset(job.raw, target, chosen, splits, origin, job.copy)
     outcome.done.extend(chosen)
-    if job.test and (job.raw / "imagesTs").is_dir():
+    if job.test and collect.case_names(job.raw / "imagesTs", ending):
         tested = for_new_images(job, job.raw / "imagesTs", target / "imagesTs")
         outcome.done += tested.done
         outcome.skipped += tested.skipped
@@ -204,30 +226,44 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
         raise InputError(f"{images} holds no image named <case>_0000{ending}.")
     if others := collect.files_without_channel(images, ending):
         print(f"Left out, as their names end in no channel number such as _0000: {', '.join(others)}", file=sys.stderr)
-    seen = set(collect.case_names(job.raw / "imagesTr", ending)) & set(cases)
+    if output.resolve() == images.resolve():
+        raise InputError(f"-o is the folder of the images, {images}. Choose another one.")
+    _check_reconstructions_folder(job, images, output, *(job.raw / name for name in IMAGE_FOLDERS))
+    folds = job.all_folds()
+    model = load_model(job.model, folds, job.checkpoint)
+    _check_masks_are_needed(job, model)
+    seen = (model.learnt_from | set(collect.case_names(job.raw / "imagesTr", ending))) & set(cases)
     if seen and not job.allow_leak:
         raise LeakageError(
             f"{', '.join(sorted(seen))} are training cases of {job.raw.name}: the folds' networks saw them. Use their "
             "out-of-fold maps (without -i), or say --allow-leak."
         )
-    if output.resolve() == images.resolve():
-        raise InputError(f"-o is the folder of the images, {images}. Choose another one.")
-    folds = job.all_folds()
-    model = load_model(job.model, folds, job.checkpoint)
-    _check_masks_are_needed(job, model)
-    todo = [(case, job.images(images, case)) for case in cases]
-    _claim(output, job.origin(folds, _sources_of_masks(job, cases)) | {"folds": folds})
-
-    def target_of(case: str, files: list[Path]) -> Path:
-        return output / f"{case}_{len(files):04d}{ending}"
+    origin = job.origin(folds, _mask_checkpoints(job)) | {"folds": folds}
+    _claim(output, origin)
+    todo = []
+    for name in cases:
+        files, mask = job.images(images, name), _given_mask(job, name)
+        source = made_from([*files, *([mask] if mask and mask.is_file() else [])], origin)
+        target, record = output / f"{name}_{len(files):04d}{ending}", output / RECORDS / f"{name}.json"
+        todo.append(Case(name, files, mask, target, record, source))
 
     def place_images(files: list[Path]) -> None:
         for path in files:
             place(path, output / path.name, copy=job.copy)
 
-    missing = [(case, files) for case, files in todo if not _is_finished(job, target_of(case, files), files)]
-    with _masks(job, missing) as mask_of:
-        return _run(job, model, [(case, files, mask_of(case)) for case, files in todo], target_of, place_images)
+    with _masks_predicted(job, todo) as with_masks:
+        return _run(job, model, with_masks, place_images)
+
+
+def _check_reconstructions_folder(job: Job, *taken: Path) -> None:
+    """Reconstructions are named like the images: never write them over these.
+
+    Raises:
+        InputError: the folder for reconstructions is one of those that are taken.
+    """
+    folder = job.reconstructions
+    if folder and folder.resolve() in {path.resolve() for path in taken}:
+        raise InputError(f"--save-reconstructions names {folder}, which is for images. Choose a folder of its own.")
 
 
 def _check_masks_are_needed(job: Job, model: ReconstructionModel) -> None:
@@ -242,17 +278,21 @@ def _folds_of(model: Path, checkpoint: str) -> list[int]:
     return sorted(int(path.parent.name[5:]) for path in model.glob(f"fold_[0-9]*/{checkpoint}"))
 
 
-def _sources_of_masks(job: Job, cases: Sequence[str]) -> list[Path]:
-    """What says what is erased in new cases: checkpoints of a segmentation model, or label maps; nothing without."""
+def _mask_checkpoints(job: Job) -> list[Path]:
+    """Checkpoints of the segmentation model that says what is erased; none without, or with a folder of label maps."""
     folder = job.masks_folder()
-    if folder is None:
+    if folder is None or not (folder / "plans.json").is_file():
         return []
-    if (folder / "plans.json").is_file():
-        folds = job.folds or _folds_of(folder, MASKS_CHECKPOINT)
-        paths = [folder / f"fold_{fold}" / MASKS_CHECKPOINT for fold in folds]
-    else:
-        paths = [folder / f"{case}{job.dataset_json['file_ending']}" for case in cases]
-    return [path for path in paths if path.is_file()]
+    folds = sorted(job.folds) if job.folds else _folds_of(folder, MASKS_CHECKPOINT)
+    return [path for fold in folds if (path := folder / f"fold_{fold}" / MASKS_CHECKPOINT).is_file()]
+
+
+def _given_mask(job: Job, case: str) -> Path | None:
+    """Label map of a case in a folder of them; None without, or where a segmentation model predicts it."""
+    folder = job.masks_folder()
+    if folder is None or (folder / "plans.json").is_file():
+        return None
+    return folder / f"{case}{job.dataset_json['file_ending']}"
 
 
 def _target_folder(job: Job) -> Path:
@@ -289,22 +329,31 @@ def _claim(folder: Path, origin: dict[str, Any]) -> None:
 def _two_pass_fold(
     job: Job, fold: int, split: collect.Split, masks: Mapping[str, Path]
 ) -> tuple[Outcome, collect.FoldMaps]:
-    """Maps of a fold's held-out cases by its G, with what a segmentation model of the same fold found erased."""
-    record = collect.fold_record(job.model, fold, split, job.command(fold))
+    """Maps of a fold's held-out cases by its G, with what a segmentation model of the same fold found erased.
+
+    Maps that an earlier run made of other images, label maps or networks are made again.
+    """
+    checkpoint = job.model / f"fold_{fold}" / job.checkpoint
+    if not checkpoint.is_file():
+        raise MissingCheckpointError(
+            f"Fold {fold} is missing: {checkpoint} does not exist. Train it to its end: {job.command(fold)}"
+        )
     model = load_model(job.model, [fold], job.checkpoint)
+    check_split(model.splits[0], split, str(checkpoint))
     _check_masks_are_needed(job, model)
     folder = job.model / f"fold_{fold}" / f"validation_two_pass_{Path(str(job.masks_from)).name}"
-    _claim(folder, job.origin([fold], list(masks.values())) | {"training_cases": record["training_cases"]})
+    remove_left_overs(folder)
+    origin = job.origin([fold]) | {"training_cases": sorted(model.learnt_from)}
+    save_json(origin, folder / "error_maps.json")
     ending = job.dataset_json["file_ending"]
-    cases = sorted(split["val"])
-    outcome = _run(
-        job,
-        model,
-        [(case, job.images(job.raw / "imagesTr", case), masks[case]) for case in cases],
-        lambda case, files: folder / "error_maps" / f"{case}{ending}",
-    )
-    maps = {case: folder / "error_maps" / f"{case}{ending}" for case in cases}
-    return outcome, collect.FoldMaps(fold, maps, record["training_cases"], folder)
+    cases = []
+    for name in sorted(split["val"]):
+        files = job.images(job.raw / "imagesTr", name)
+        target, record = folder / "error_maps" / f"{name}{ending}", folder / RECORDS / f"{name}.json"
+        cases.append(Case(name, files, masks[name], target, record, made_from([*files, masks[name]], origin)))
+    outcome = _run(job, model, cases)
+    maps = {case.name: case.target for case in cases}
+    return outcome, collect.FoldMaps(fold, maps, sorted(model.learnt_from), folder, model.pretrained)
 
 
 def _held_out_label_maps(job: Job, fold: int, split: collect.Split) -> dict[str, Path]:
@@ -341,18 +390,17 @@ def _held_out_label_maps(job: Job, fold: int, split: collect.Split) -> dict[str,
 
 
 @contextmanager
-def _masks(job: Job, cases: Sequence[tuple[str, list[Path]]]) -> Iterator[Callable[[str], Path | None]]:
-    """A function from a new case to the label map of what is to be erased, or to None without ``masks_from``."""
+def _masks_predicted(job: Job, cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """The cases, those that are not finished with a label map that a segmentation model predicts, if one is to."""
     model = job.masks_folder()
-    ending = job.dataset_json["file_ending"]
-    if model is None or not cases:
-        yield lambda case: None
-    elif not (model / "plans.json").is_file():
-        yield lambda case: model / f"{case}{ending}"
-    else:
-        with tempfile.TemporaryDirectory(prefix="nnunet_anomaly_masks_") as folder:
-            _predict_label_maps(job, model, [files for _, files in cases if _readable(files)], Path(folder))
-            yield lambda case: Path(folder) / f"{case}{ending}"
+    todo = [case for case in cases if not _is_finished(job, case)]
+    if model is None or not (model / "plans.json").is_file() or not todo:
+        yield list(cases)
+        return
+    with tempfile.TemporaryDirectory(prefix="nnunet_anomaly_masks_") as folder:
+        _predict_label_maps(job, model, [case.images for case in todo if _readable(case.images)], Path(folder))
+        ending = job.dataset_json["file_ending"]
+        yield [dataclasses.replace(case, mask=Path(folder) / f"{case.name}{ending}") for case in cases]
 
 
 def _readable(files: Sequence[Path]) -> bool:
@@ -386,55 +434,54 @@ def _predict_label_maps(job: Job, model: Path, images: Sequence[Sequence[Path]],
 def _run(
     job: Job,
     model: ReconstructionModel,
-    cases: Sequence[tuple[str, list[Path], Path | None]],
-    target_of: Callable[[str, list[Path]], Path],
+    cases: Sequence[Case],
     place_images: Callable[[list[Path]], None] | None = None,
 ) -> Outcome:
     """Prepare cases in the background, reconstruct them here, write them in the background; finished ones are kept."""
     from tqdm import tqdm
 
-    finished = {case for case, files, _ in cases if _is_finished(job, target_of(case, files), files)}
-    todo = [(case, files, mask) for case, files, mask in cases if case not in finished]
-    outcome = Outcome(skipped=[case for case, _, _ in cases if case in finished])
+    todo = [case for case in cases if not _is_finished(job, case)]
+    finished = {case.name for case in cases} - {case.name for case in todo}
+    outcome = Outcome(skipped=[case.name for case in cases if case.name in finished])
     with (
         open_pool(job.num_processes) as pool,
         tqdm(total=len(cases), initial=len(outcome.skipped), desc="Error maps", unit="case") as bar,
     ):
         writing: deque[tuple[str, Future[None]]] = deque()
-        for case, files, preparing in _prepared_ahead(pool, model, todo, max(2, job.num_processes)):
+        for case, preparing in _prepared_ahead(pool, model, todo, max(2, job.num_processes)):
             try:
-                target = target_of(case, files)
-                jobs = _map_case(job, model, pool, files, target, preparing, place_images)
-                writing.extend((case, future) for future in jobs)
+                writing.append((case.name, _map_case(job, model, pool, case, preparing, place_images)))
             except Exception as problem:
-                _note_failure(outcome, case, problem)
+                _note_failure(outcome, case.name, problem)
             _settle(outcome, writing, at_most=4 * max(1, job.num_processes))
             bar.update()
         _settle(outcome, writing)
-    outcome.done = [case for case, _, _ in todo if case not in outcome.failed]
+    outcome.done = [case.name for case in todo if case.name not in outcome.failed]
     return outcome
 
 
-def _is_finished(job: Job, target: Path, files: Sequence[Path]) -> bool:
-    """Whether all that is asked for of a case is there."""
+def _is_finished(job: Job, case: Case) -> bool:
+    """Whether all that is asked for of a case is there, made from what is there now."""
+    if not (case.target.is_file() and is_up_to_date(case.record, case.source)):
+        return False
     folder = job.reconstructions
-    return target.is_file() and (folder is None or all((folder / path.name).is_file() for path in files))
+    return folder is None or (
+        load_json(case.record)[RECONSTRUCTIONS] == str(folder.resolve())
+        and all((folder / path.name).is_file() for path in case.images)
+    )
 
 
 def _prepared_ahead(
-    pool: Executor,
-    model: ReconstructionModel,
-    todo: Sequence[tuple[str, list[Path], Path | None]],
-    ahead: int,
-) -> Iterator[tuple[str, list[Path], Future[PreparedCase]]]:
+    pool: Executor, model: ReconstructionModel, todo: Sequence[Case], ahead: int
+) -> Iterator[tuple[Case, Future[PreparedCase]]]:
     """Cases in order, each with its preprocessing under way; never more than ``ahead`` wait in memory."""
     waiting = deque(todo)
-    started: deque[tuple[str, list[Path], Future[PreparedCase]]] = deque()
+    started: deque[tuple[Case, Future[PreparedCase]]] = deque()
     while waiting or started:
         while waiting and len(started) < ahead:
-            case, files, mask = waiting.popleft()
-            arguments = (files, mask, model.plans, model.configuration, model.dataset_json)
-            started.append((case, files, pool.submit(prepare_case, *arguments)))
+            case = waiting.popleft()
+            arguments = (case.images, case.mask, model.plans, model.configuration, model.dataset_json)
+            started.append((case, pool.submit(prepare_case, *arguments)))
         yield started.popleft()
 
 
@@ -442,23 +489,37 @@ def _map_case(
     job: Job,
     model: ReconstructionModel,
     pool: Executor,
-    files: list[Path],
-    target: Path,
+    case: Case,
     preparing: Future[PreparedCase],
-    place_images: Callable[[list[Path]], None] | None,
-) -> list[Future[None]]:
-    """Reconstruct one case and have its maps written, the error map last: where it is, the case is finished."""
-    case = preparing.result()
-    error, reconstruction = case_maps(model, case, job.device)
+    place_images: PlaceImages | None,
+) -> Future[None]:
+    """Reconstruct one case and have its maps written, and then the record that says that it is finished."""
+    prepared = preparing.result()
+    error, reconstruction = case_maps(model, prepared, job.device)
+    case.record.unlink(missing_ok=True)
     if place_images:
-        place_images(files)
-    maps = [(error, [target])]
-    if job.reconstructions:
-        maps.insert(0, (reconstruction, [job.reconstructions / path.name for path in files]))
-    return [
-        pool.submit(save_in_original_geometry, values, paths, case.properties, model.plans, model.configuration.spacing)
-        for values, paths in maps
-    ]
+        place_images(case.images)
+    maps = [(error, [case.target])]
+    folder = job.reconstructions
+    if folder:
+        maps.insert(0, (reconstruction, [folder / path.name for path in case.images]))
+    record = {"made_from": case.source, RECONSTRUCTIONS: str(folder.resolve()) if folder else None}
+    grid = (prepared.properties, model.plans, model.configuration.spacing)
+    return pool.submit(_write_maps, maps, *grid, case.record, record)
+
+
+def _write_maps(
+    maps: Sequence[tuple[torch.Tensor, list[Path]]],
+    properties: Mapping[str, Any],
+    plans: Any,
+    spacing_mm: Any,
+    record_path: Path,
+    record: Mapping[str, Any],
+) -> None:
+    """Worker: write the maps of one case, then its record."""
+    for values, paths in maps:
+        save_in_original_geometry(values, paths, properties, plans, spacing_mm)
+    save_json(dict(record), record_path)
 
 
 def _settle(outcome: Outcome, writing: deque[tuple[str, Future[None]]], at_most: int = 0) -> None:

@@ -56,7 +56,7 @@ def model(tmp_path):
         checkpoint.write_bytes(f"weights of fold {fold}".encode())
         digest = sha256_of([checkpoint])
         record = {"training_cases": split["train"], "held_out_cases": split["val"], "checkpoint": FINAL}
-        save_json(record | {"checkpoint_sha256": digest}, validation / "error_maps.json")
+        save_json(record | {"checkpoint_sha256": digest, "pretrained": False}, validation / "error_maps.json")
     return folder
 
 
@@ -92,7 +92,7 @@ def test_a_changed_split_is_a_leak(model):
 
 
 def test_maps_by_another_checkpoint_are_refused(model):
-    with pytest.raises(InputError, match=r"are by checkpoint_final.pth, not checkpoint_best.pth.*TRAIN --val_best"):
+    with pytest.raises(InputError, match=r"are by checkpoint_final.*, not checkpoint_best.*TRAIN --val --val_best"):
         fold_maps(model, 0, SPLITS[0], "checkpoint_best.pth", "TRAIN")
 
 
@@ -130,6 +130,21 @@ def test_a_map_by_a_network_that_saw_the_case_is_refused_unless_named(model):
     with pytest.raises(LeakageError, match="trained on c"):
         out_of_fold([leaking, folds[1]], list("abcd"))
     assert set(out_of_fold([leaking, folds[1]], list("abcd"), allow_leak=True)) == set("abcd")
+
+
+def test_maps_of_pretrained_networks_are_refused_unless_named(model):
+    record = model / "fold_1" / "validation" / "error_maps.json"
+    save_json(load_json(record) | {"pretrained": True}, record)
+    with pytest.raises(LeakageError, match="fold 1 began with -pretrained_weights"):
+        out_of_fold(all_folds(model), list("abcd"))
+    assert set(out_of_fold(all_folds(model), list("abcd"), allow_leak=True)) == set("abcd")
+
+
+def test_maps_of_a_network_that_was_not_saved_are_refused(model):
+    record = model / "fold_1" / "validation" / "error_maps.json"
+    save_json(load_json(record) | {"checkpoint": None, "checkpoint_sha256": None}, record)
+    with pytest.raises(InputError, match="by a network that was not saved, not checkpoint_final"):
+        all_folds(model)
 
 
 def test_folds_must_cover_the_dataset_once(model):

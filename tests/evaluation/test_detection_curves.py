@@ -20,6 +20,7 @@ from nnunet_anomaly.evaluation.anomaly import (
     curve_from_counts,
     detection_curve,
     merge_lesion_scores,
+    score_histogram,
     split_scores,
     standardised_intensity,
 )
@@ -157,41 +158,73 @@ def test_standardised_intensity():
         standardised_intensity(np.array([1.0, math.nan]))
 
 
+def binned(scores, truth, mask=None, bits=16):
+    return binned_detection(score_histogram(scores, truth, mask, bits=bits))
+
+
 @settings(max_examples=80, deadline=None)
 @given(
-    arrays.arrays(np.float32, 60, elements=st.floats(-1e6, 1e6, width=32)),
+    st.one_of(
+        arrays.arrays(np.float32, 60, elements=st.floats(-1e6, 1e6, width=32)),
+        # ties within bins that are shared with other scores
+        arrays.arrays(np.float32, 60, elements=st.sampled_from([1.0001, 1.0005, 1.001, 3, -1.0001, -1.0005])),
+    ),
     arrays.arrays(bool, 60),
     st.sampled_from([12, 16, 20, 24]),
 )
 def test_binned_figures_hold_the_exact_ones_in_their_intervals(scores, truth, bits):
     curve = detection_curve(scores, truth)
-    found = binned_detection(scores, truth, bits=bits)
+    found = binned(scores, truth, bits=bits)
     if not truth.any():
         assert np.isnan([found.average_precision, found.best_dice, *found.average_precision_interval]).all()
         return
     low, high = found.average_precision_interval
-    assert low - 1e-12 <= average_precision(curve) <= high + 1e-12 and low <= found.average_precision <= high
+    assert low - 1e-12 <= average_precision(curve) <= high + 1e-12 and low <= found.average_precision <= high + 1e-12
     low, high = found.best_dice_interval
     assert low - 1e-12 <= best_dice(curve)[0] <= high + 1e-12 and low == found.best_dice
+    called = scores >= found.best_dice_threshold
+    assert 2 * np.count_nonzero(called & truth) / (called.sum() + truth.sum()) == pytest.approx(found.best_dice)
+
+
+def test_lesion_voxels_that_tie_are_within_the_interval():
+    scores = np.repeat(np.array([3, 1.0005, 1.0001], np.float32), [1, 10, 10])
+    truth = np.repeat([False, True, False], [1, 10, 10])
+    found = binned(scores, truth)
+    assert average_precision_score(truth, scores) == pytest.approx(10 / 11)
+    assert found.average_precision_interval[1] == pytest.approx(10 / 11)
 
 
 def test_binned_figures_are_exact_where_no_bin_is_shared():
     scores = np.array([-8.0, -1.0, 0.0, 1.0, 2.0, 4.0])
     truth = np.array([0, 1, 0, 1, 0, 1])
-    found = binned_detection(scores, truth)
+    found = binned(scores, truth)
     assert found.average_precision == pytest.approx(average_precision_score(truth, scores))
-    assert found.average_precision_interval == pytest.approx((found.average_precision,) * 2)
+    assert found.average_precision_interval[0] == pytest.approx(found.average_precision)
+    assert -1 - 2**-7 <= found.best_dice_threshold <= -1  # the edge of the bin that holds the exact one
 
 
-def test_binned_figures_look_inside_the_mask_and_refuse_what_the_exact_ones_refuse():
+@settings(max_examples=40, deadline=None)
+@given(arrays.arrays(np.float32, 60, elements=st.floats(-5, 5, width=32)), arrays.arrays(bool, 60), st.integers(1, 59))
+def test_histograms_of_cases_add_up(scores, truth, cut):
+    parts = score_histogram(scores[:cut], truth[:cut]) + score_histogram(scores[cut:], truth[cut:])
+    np.testing.assert_equal(binned_detection(parts), binned(scores, truth))
+
+
+def test_histograms_look_inside_the_mask_and_refuse_what_the_exact_figures_refuse():
     rng = np.random.default_rng(0)
     scores, truth, mask = rng.normal(size=500), rng.random(500) < 0.2, rng.random(500) < 0.5
-    inside = binned_detection(scores[mask], truth[mask])
+    inside = binned(scores[mask], truth[mask])
     scores[~mask] = np.nan
-    assert binned_detection(scores, truth, mask) == inside
+    assert binned(scores, truth, mask) == inside
     for wrong in (np.nan, np.inf, -np.inf, 1e300):
         scores[np.flatnonzero(mask)[0]] = wrong
         with pytest.raises(InputError, match="NaN, infinity"):
-            binned_detection(scores, truth, mask)
+            binned(scores, truth, mask)
     with pytest.raises(InputError, match="bits"):
-        binned_detection(np.zeros(3), np.ones(3, int), bits=30)
+        score_histogram(np.zeros(3), np.ones(3, int), bits=30)
+
+
+def test_the_largest_and_smallest_numbers_are_scores():
+    largest = float(np.finfo(np.float32).max)
+    found = binned(np.array([-largest, 0, largest]), np.array([True, False, True]))
+    assert found.average_precision == pytest.approx((1 + 2 / 3) / 2)

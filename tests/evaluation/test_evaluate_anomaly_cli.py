@@ -80,6 +80,38 @@ def assert_pooled_and_per_case(found: dict, truths: list[np.ndarray], scores: li
     assert found["per_case"]["best_dice"]["mean"] == pytest.approx(np.mean(dice), rel=1e-12)
 
 
+@pytest.mark.parametrize("bone", [False, True])
+def test_by_histogram_the_exact_figures_lie_in_the_intervals(folders, capsys, bone):
+    extra = ("-m", str(folders / "bone"), "--mask-labels", "1", "3") if bone else ()
+    assert evaluate(folders, *extra) == 0
+    exact, rows = summary(folders)["results"]["maps"], cases_of(folders)
+    assert evaluate(folders, *extra, "--histogram") == 0  # and takes nothing that the exact run left for finished
+    found = summary(folders)
+    pooled = found["results"]["maps"]["pooled"]
+    low, high = (pooled[f"average_precision_{end}_pooled"] for end in ("low", "high"))
+    assert low <= exact["pooled"]["average_precision_pooled"] <= high
+    assert low <= pooled["average_precision_pooled"] <= high and high - low < 0.02
+    assert pooled["best_dice_pooled"] <= exact["pooled"]["best_dice_pooled"] <= pooled["best_dice_high_pooled"]
+    assert pooled["prevalence"] == exact["pooled"]["prevalence"] and pooled["n_cases"] == 4
+    for ours, theirs in zip(cases_of(folders), rows, strict=True):
+        assert [ours[name] for name in ("lesion_voxels", "healthy_voxels")] == [
+            theirs[name] for name in ("lesion_voxels", "healthy_voxels")
+        ]
+        if theirs["average_precision"]:
+            assert float(ours["average_precision_low"]) <= float(theirs["average_precision"]) + 1e-9
+            assert float(theirs["average_precision"]) <= float(ours["average_precision_high"]) + 1e-9
+    assert "16 bits" in found["definitions"]["histogram"]
+    assert "the exact pooled values lie in" in capsys.readouterr().out
+    first = (folders / "out/summary.json").read_bytes()
+    assert evaluate(folders, *extra, "--histogram", "-np", "2") == 0
+    assert (folders / "out/summary.json").read_bytes() == first
+
+
+def cases_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "out/cases.csv", newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
 def test_whole_images(folders, capsys):
     assert evaluate(folders) == 0
     truths = [array.ravel() > 0 for array in load(folders, "ref/case_{}.nii.gz")]

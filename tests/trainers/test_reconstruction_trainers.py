@@ -9,7 +9,7 @@ import torch
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.trainers import inpainting
 from nnunet_anomaly.trainers.inpainting import nnUNetTrainerInpainting, nnUNetTrainerInpaintingMimic
-from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
+from nnunet_anomaly.trainers.reconstruction import EARLIER, ReconstructionTrainer
 
 CONFIGURATIONS = ["3d_inpainting", "2d_inpainting"]
 PRESETS = {
@@ -26,6 +26,10 @@ PRESETS = {
 
 def folder_of(trainer):
     return Path(trainer.output_folder)
+
+
+def record_of(trainer):
+    return json.loads((folder_of(trainer) / "validation" / "error_maps.json").read_text())
 
 
 def read(path):
@@ -191,7 +195,7 @@ def test_networks_of_another_split_are_refused(pair, new_trainer, monkeypatch):
     again = new_trainer(nnUNetTrainerInpainting, inpainting__code_channels=3)
     again.load_checkpoint(paths[0])
     again.perform_actual_validation()
-    record = json.loads((folder_of(again) / "validation" / "error_maps.json").read_text())
+    record = record_of(again)
     assert record["training_cases"] == ["case_00", "case_01", "case_02"]
 
 
@@ -203,6 +207,8 @@ def test_without_checkpointing_nothing_is_written_or_overwritten(new_trainer):
             folder_of(trainer).mkdir(parents=True, exist_ok=True)
             (folder_of(trainer) / "checkpoint_final.pth").write_bytes(existing)
         trainer.run_training()
+        trainer.perform_actual_validation()  # of the network in memory, which no file holds
+        assert record_of(trainer)["checkpoint"] is record_of(trainer)["checkpoint_sha256"] is None
         left = {path.name: path.read_bytes() for path in folder_of(trainer).glob("*.pth")}
         assert left == ({"checkpoint_final.pth": existing} if existing else {})
 
@@ -227,6 +233,58 @@ def test_training_anew_replaces_the_checkpoints_of_an_earlier_training(new_train
             saved = torch.load(folder_of(trainer) / name, weights_only=False)["network_weights"]
             for key, weights in trainer.network.state_dict().items():
                 assert torch.equal(saved[key], weights), (name, seed)
+
+
+def test_what_c_goes_on_with_is_never_an_earlier_training(new_trainer):
+    first = new_trainer(nnUNetTrainerInpainting)
+    first.run_training()
+    final = (folder_of(first) / "checkpoint_final.pth").read_bytes()
+    anew = new_trainer(nnUNetTrainerInpainting, seed=2)
+    anew.on_train_start()  # and then it is killed
+    assert {path.name for path in folder_of(anew).glob("*.pth")} == {EARLIER}
+    assert (folder_of(anew) / EARLIER).read_bytes() == final
+    going_on = new_trainer(nnUNetTrainerInpainting)
+    going_on.save_checkpoint = lambda name: None
+    going_on.load_checkpoint(str(folder_of(anew) / EARLIER))
+    going_on.on_train_start()  # not anew: nothing is set aside
+    assert (folder_of(anew) / EARLIER).is_file()
+
+
+def test_weights_from_elsewhere_are_noted_and_what_a_learns_from_such_a_g_too(new_trainer):
+    g = new_trainer(nnUNetTrainerInpainting)
+    g.num_epochs = 1
+    g.initialize()
+    with torch.no_grad():
+        next(g.network.parameters()).mul_(2)  # as nnU-Net's -pretrained_weights does, before the training starts
+    g.run_training()
+    g.perform_actual_validation()
+    assert record_of(g)["pretrained"] is True
+    a = new_trainer(nnUNetTrainerInpaintingMimic)
+    a.num_epochs = 1
+    a.run_training()
+    a.perform_actual_validation()
+    assert record_of(a)["pretrained"] is True
+
+
+def test_a_goes_on_with_the_g_that_it_began_with(pair, new_trainer):
+    _, a = pair()
+    a.num_epochs = 1
+    a.run_training()
+    a.perform_actual_validation()
+    assert record_of(a)["pretrained"] is False
+    g = new_trainer(nnUNetTrainerInpainting, inpainting__code_channels=3, seed=2)
+    g.num_epochs = 1
+    g.run_training()
+    path = str(folder_of(a) / "checkpoint_final.pth")
+    for epochs in (1, 2):  # finished, and to be gone on with
+        again = new_trainer(nnUNetTrainerInpaintingMimic, inpainting__code_channels=3)
+        again.num_epochs = epochs
+        again.load_checkpoint(path)
+        if epochs == 1:
+            again.run_training()
+        else:
+            with pytest.raises(InputError, match="A would learn from two networks"):
+                again.run_training()
 
 
 def test_a_validation_that_stops_half_way_leaves_no_record(new_trainer, monkeypatch):

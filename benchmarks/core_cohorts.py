@@ -1,0 +1,81 @@
+"""Whole cohorts by the commands, with one process and with two: time, memory of the largest process, same results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from core_inputs import KNEE_MM
+
+CASES = 32
+GOAL = 1.7  # of two processes against one
+COMMANDS = {
+    "evaluate": ("evaluate", "-ref", "reference", "-pred", "prediction", "-o", "out"),
+    "postprocess": ("postprocess", "-i", "prediction", "-o", "out"),
+}
+
+
+def make_cohort(arrays: Path, folder: Path) -> None:
+    """References and predictions as compressed NIfTI: one knee, copied, since only time matters."""
+    for name, source in (("reference", "knee"), ("prediction", "knee with islands")):
+        image = sitk.GetImageFromArray(np.load(arrays / f"{source}.npy"))
+        image.SetSpacing(KNEE_MM[::-1])
+        (folder / name).mkdir()
+        first = folder / name / "case_00.nii.gz"
+        sitk.WriteImage(image, str(first), useCompression=True)
+        for number in range(1, CASES):
+            shutil.copyfile(first, folder / name / f"case_{number:02d}.nii.gz")
+
+
+def run_command(name: str, folder: Path, processes: int) -> dict[str, Any]:
+    """Seconds, MB of the largest process, and a digest of everything written but of what says when."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    command = [str(Path(sys.executable).parent / "nnunet-anomaly"), *COMMANDS[name], "-np", str(processes)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed: run it by hand in a folder such as {folder}")
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (folder / "out").rglob("*") if path.is_file()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return {"seconds": seconds, "mb": usage.ru_maxrss / 1024, "digest": digest.hexdigest()}
+
+
+def compare_processes(name: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """A row of the table: two processes against one, in turn.
+
+    Raises:
+        SystemExit: the results differ.
+    """
+    runs: dict[int, list[dict[str, Any]]] = {2: [], 1: []}
+    for _ in range(repeats):
+        for processes, found in runs.items():
+            found.append(run_command(name, folder, processes))
+    if len({run["digest"] for found in runs.values() for run in found}) > 1:
+        raise SystemExit(f"{name}: the results of one process and of two differ")
+    medians = {processes: statistics.median(run["seconds"] for run in found) for processes, found in runs.items()}
+    megabytes = {processes: max(run["mb"] for run in found) for processes, found in runs.items()}
+    ratio = medians[1] / medians[2]
+    print(f"{name}: {medians[2]:.1f} s by two processes, {medians[1]:.1f} s by one, {ratio:.2f}x", flush=True)
+    return {
+        "work": f"{name}, {CASES} cases, two processes",
+        "ours s": f"{medians[2]:.1f}",
+        "peer": "one process",
+        "peer s": f"{medians[1]:.1f}",
+        "ratio": f"{ratio:.2f}",
+        "goal": f"{GOAL:g}",
+        "ours MB": f"{megabytes[2]:.0f}",
+        "peer MB": f"{megabytes[1]:.0f}",
+        "_missed": ratio < GOAL,
+    }
