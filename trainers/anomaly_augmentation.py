@@ -1,4 +1,4 @@
-"""Plain nnU-Net that sees synthetic lesions in training: the strong simple baseline."""
+"""Plain nnU-Net that sees synthetic lesions in training: the simple baseline."""
 
 from __future__ import annotations
 
