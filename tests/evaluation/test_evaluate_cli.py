@@ -178,6 +178,19 @@ def test_a_label_that_dataset_json_does_not_have(folders):
     assert "[7]" in failed["plain: case_3"]
 
 
+def test_a_label_that_no_reference_has_is_shown_with_its_empty_reference(folders):
+    extra = blocks()
+    extra[0, 0, :4] = 9
+    write(extra, folders / "plain/case_3.nii.gz")
+    assert evaluate(folders, pred=("plain",)) == 0
+    rows = {(row["case"], row["structure"]): row for row in read_csv(folders / "out/cases.csv")}
+    found = rows["case_3", "9"]
+    assert (found["empty"], found["dsc"], found["nsd"], found["hd_mm"]) == ("reference", "0.0", "0.0", "")
+    assert rows["case_0", "9"]["empty"] == "both"
+    results = read_json(folders / "out/summary.json")["results"]["plain"]["9"]
+    assert (results["dsc"]["n"], results["dsc"]["n_undefined"], results["dsc"]["mean"]) == (1, 4, 0)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
