@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from core_inputs import KNEE_MM
 
-CASES = 40
+CASES = 32
 GOAL = 1.7  # of two processes against one
 # A process begins with the memory of the one that starts it, so that a small one starts the command.
 LAUNCHER = """

@@ -11,12 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
 # A voxel counts as within a radius up to this relative rounding, so that 2 voxels of 0.365 mm are within 0.73 mm. It is
 # more than ITK's distances, which are float32, are off.
-ROUNDING = 2e-5
+ROUNDING = 1e-6
+# Positions up to this are exact in float32.
+_LARGEST_WHOLE_NUMBER = 2**24
 # Up to so many shifted copies are cheaper than a distance transform; changes the time, never the result.
 MOST_SHIFTS = 150
 
@@ -46,9 +49,9 @@ def distance_to_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
         spacing_mm: voxel size along every axis of ``mask``.
 
     Returns:
-        float32 array of the same shape, 0 in the mask, infinite everywhere when the mask is empty. It is rounded
-        to float32; where the spacing differs between axes, so are positions, which adds up to 2e-7 of the extent of the
-        array.
+        float32 array of the same shape, 0 in the mask, infinite everywhere when the mask is empty. The relative
+        rounding error is below 5e-7. Only where the ratios of the spacings are not those of whole numbers (up to some
+        thousands) is there an error of up to 2e-7 of the array's extent besides.
     """
     import SimpleITK as sitk
 
@@ -56,12 +59,28 @@ def distance_to_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     if not mask.any():
         return np.full(mask.shape, np.inf, dtype=np.float32)
     image = sitk.GetImageFromArray(mask.view(np.uint8))
-    unit_mm = min(spacing_mm)  # in which positions along the finest axes are whole numbers, and so exact
-    image.SetSpacing([size_mm / unit_mm for size_mm in reversed(spacing_mm)])
+    unit_mm, sizes = _whole_numbers(spacing_mm, mask.shape)
+    image.SetSpacing(sizes[::-1])
     signed = sitk.SignedMaurerDistanceMap(image, False, False, True)
     distance_mm = np.maximum(sitk.GetArrayViewFromImage(signed), 0, dtype=np.float32)
     distance_mm *= np.float32(unit_mm)
     return distance_mm
+
+
+def _whole_numbers(spacing_mm: Sequence[float], shape: Sequence[int]) -> tuple[float, list[float]]:
+    """A unit in mm in which voxel sizes are whole numbers, and these; ITK's positions, float32, are exact then.
+
+    Where there is no such unit, the finest voxel size.
+    """
+    finest_mm = min(spacing_mm)
+    ratios = [size_mm / finest_mm for size_mm in spacing_mm]
+    fractions = [Fraction(ratio).limit_denominator(4096) for ratio in ratios]
+    common = math.lcm(*(fraction.denominator for fraction in fractions))
+    sizes = [float(fraction * common) for fraction in fractions]
+    exact = all(math.isclose(fraction, ratio, rel_tol=1e-7) for fraction, ratio in zip(fractions, ratios, strict=True))
+    if exact and all(size * voxels < _LARGEST_WHOLE_NUMBER for size, voxels in zip(sizes, shape, strict=True)):
+        return finest_mm / common, sizes
+    return finest_mm, ratios
 
 
 def dilate_mm(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> np.ndarray:

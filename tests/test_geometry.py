@@ -24,7 +24,25 @@ def test_dilation_is_the_distance_to_the_nearest_voxel(mask, radius_mm, spacing_
     np.testing.assert_array_equal(dilate_mm(mask, radius_mm, spacing_mm), expected)
 
 
-@pytest.mark.parametrize("spacing_mm", [(0.78, 0.78, 0.78), (0.7, 0.365, 0.365), (0.31, 1.7, 0.9)])
+# the last as a NIfTI header, which has float32, gives it
+SPACINGS_MM = [
+    (0.78, 0.78, 0.78),
+    (0.7, 0.365, 0.365),
+    (0.31, 1.7, 0.9),
+    (float(np.float32(0.7)), 0.364583343267, 0.3125),
+]
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS_MM)
+def test_distances_in_a_large_array_are_scipys(spacing_mm):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((160, 90, 300), bool)
+    mask[tuple(rng.integers(size, size=40) for size in mask.shape)] = True
+    expected = ndimage.distance_transform_edt(~mask, sampling=spacing_mm)
+    np.testing.assert_allclose(distance_to_mm(mask, spacing_mm), expected, rtol=5e-7)
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS_MM)
 @pytest.mark.parametrize("axis", range(3))
 def test_a_distance_of_the_radius_is_within_it_wherever_it_is_in_the_array(spacing_mm, axis):
     size_mm, steps = spacing_mm[axis], 30
