@@ -145,6 +145,82 @@ class FocalSettings:
 
 
 @dataclass(frozen=True)
+class VaeSettings:
+    """Variational autoencoders that learn from healthy cases alone (Bengs)."""
+
+    latent_size_2d: int = setting("Length of the code of 2d_whole.", 128, minimum=1)
+    latent_size_3d: int = setting("Length of the code of 3d_whole.", 512, minimum=1)
+    kl_weight: float = setting(
+        "Weight of the Kullback-Leibler divergence against the sum of absolute errors over an image.", 1.0, minimum=0
+    )
+    kl_warmup_epochs: int = setting(
+        "The weight rises linearly from 0 over so many epochs; 0: it is whole from the start.", 0, minimum=0
+    )
+    free_bits: float = setting("Every number of the code costs at least so many nats; 0: no such rule.", 0.0, minimum=0)
+    learning_rate: float = setting("Initial learning rate of Adam.", 1e-3, minimum=1e-8)
+    learning_rate_schedule: Literal["constant", "poly"] = setting(
+        "Constant as in the paper, or nnU-Net's polynomial decay.", "constant"
+    )
+    epochs: int = setting(
+        "Epochs of nnU-Net's 250 iterations; the paper chooses them by the reconstruction of healthy validation cases, "
+        "which is how the best checkpoint is kept.",
+        100,
+        minimum=1,
+    )
+    batch_size: int = setting("Batch size; derived, lower where the memory target asks for it.", 32, minimum=2)
+    mirror_axes: tuple[int, ...] = setting("Axes mirrored in training; none in the paper.", (), minimum=0, maximum=2)
+
+
+@dataclass(frozen=True)
+class ErasingSettings:
+    """Spatial erasing of a network's input in training (Bengs, section 2.2)."""
+
+    probability: float = setting("Probability that an input is erased.", 0.5, minimum=0, maximum=1)
+    share: tuple[float, float] = setting(
+        "Smallest and largest share of the input that cubes erase, all together; the second at least twice the first.",
+        (0.01, 0.25),
+        minimum=0,
+        maximum=1,
+    )
+    max_cubes: int = setting("At most so many cubes where there are several.", 10, minimum=1)
+    max_slices: int = setting(
+        "At most so many consecutive slices of one side of the brain (paper: 32 of 64).", 32, minimum=1
+    )
+    side_axis: int = setting(
+        "Axis from left to right, of a preprocessed 3-D image; derived from the images' orientation.",
+        2,
+        minimum=0,
+        maximum=2,
+    )
+    slice_axis: int = setting(
+        "Axis along which slices are counted, from feet to head; derived from the images' orientation.",
+        0,
+        minimum=0,
+        maximum=2,
+    )
+
+
+@dataclass(frozen=True)
+class SelfSupervisionSettings:
+    """Corruptions of healthy images that networks learn to take away (Kascenas 2022, Tan 2020)."""
+
+    probability: float = setting("Probability that an input is corrupted.", 1.0, minimum=0, maximum=1)
+    noise_cells: int = setting("Cells of the coarse noise along the longest axis (Kascenas: 16).", 16, minimum=1)
+    noise_sd: float = setting(
+        "Standard deviation of the coarse noise, on the scale [0, 1] of the images (Kascenas: 0.2).", 0.2, minimum=0
+    )
+    patch_share: tuple[float, float] = setting(
+        "Smallest and largest share of the input that a foreign patch covers; the second at least twice the first.",
+        (0.001, 0.1),
+        minimum=0,
+        maximum=1,
+    )
+    patch_opacity: tuple[float, float] = setting(
+        "Smallest and largest opacity of a foreign patch.", (0.05, 0.95), minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True)
 class AnomalySettings:
     """Everything under ``"anomaly"`` in the plans."""
 
@@ -158,6 +234,9 @@ class AnomalySettings:
     corruption: CorruptionSettings = field(default_factory=CorruptionSettings)
     error_map: ErrorMapSettings = field(default_factory=ErrorMapSettings)
     focal: FocalSettings = field(default_factory=FocalSettings)
+    vae: VaeSettings = field(default_factory=VaeSettings)
+    erasing: ErasingSettings = field(default_factory=ErasingSettings)
+    self_supervision: SelfSupervisionSettings = field(default_factory=SelfSupervisionSettings)
 
     @staticmethod
     def for_preset(preset: str) -> AnomalySettings:

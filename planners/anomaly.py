@@ -12,6 +12,7 @@ from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
 
 INPAINTING_SUFFIX = "_inpainting"
+WHOLE_SUFFIX = "_whole"
 
 
 def derived_settings(
@@ -39,9 +40,14 @@ def write_settings(plans: dict[str, Any], settings: AnomalySettings) -> dict[str
     plans[BLOCK] = settings.to_dict()
     for properties in plans["foreground_intensity_properties_per_channel"].values():
         properties["anomaly_clip_sd"] = settings.error_map.clip_sd
-    whole_volume = plans["configurations"].get("3d" + INPAINTING_SUFFIX)
-    if whole_volume is not None:
-        whole_volume["batch_size"] = settings.inpainting.batch_size
+    batch_sizes = {
+        "3d" + INPAINTING_SUFFIX: settings.inpainting.batch_size,
+        "3d" + WHOLE_SUFFIX: settings.vae.batch_size,
+        "2d" + WHOLE_SUFFIX: settings.vae.batch_size,
+    }
+    for name, batch_size in batch_sizes.items():
+        if name in plans["configurations"]:
+            plans["configurations"][name]["batch_size"] = batch_size
     return plans
 
 
@@ -60,17 +66,25 @@ class nnUNetPlannerAnomaly(ExperimentPlanner):
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Add the inpainting configurations and the ``"anomaly"`` block, then save."""
-        spacing_mm = np.array(plans["original_median_spacing_after_transp"])
-        shape = np.array(plans["original_median_shape_after_transp"])
-        if not error_channels(self.dataset_json):  # a derived dataset is for segmentation; its images are planned
+        self.add_configurations(plans)
+        write_settings(plans, self.derived_settings(plans))
+        super().save_plans(plans)
+
+    def derived_settings(self, plans: dict[str, Any]) -> AnomalySettings:
+        """The default preset with what depends on the data."""
+        shape, spacing_mm = (np.array(plans[f"original_median_{what}_after_transp"]) for what in ("shape", "spacing"))
+        return derived_settings(self.dataset_json, shape, spacing_mm)
+
+    def add_configurations(self, plans: dict[str, Any]) -> None:
+        """Add the inpainting configurations, but for derived datasets, which are for segmentation."""
+        shape, spacing_mm = (np.array(plans[f"original_median_{what}_after_transp"]) for what in ("shape", "spacing"))
+        if not error_channels(self.dataset_json):
             for configuration, first_axis in (("3d", 0), ("2d", 1)):
                 if configuration == "2d" or shape[0] > 1:
                     name = configuration + INPAINTING_SUFFIX
                     plans["configurations"][name] = self.plan_whole_image(
                         spacing_mm[first_axis:], shape[first_axis:], name
                     )
-        write_settings(plans, derived_settings(self.dataset_json, shape, spacing_mm))
-        super().save_plans(plans)
 
     def plan_whole_image(self, spacing_mm: np.ndarray, shape: np.ndarray, name: str) -> dict[str, Any]:
         """Configuration at the finest spacing at which one patch holds the median image within the memory target."""

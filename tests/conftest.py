@@ -132,6 +132,14 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture(scope="session")
+def planned_whole(planned: Workspace) -> Workspace:
+    """The tiny dataset, planned and preprocessed in whole volumes of 16 voxels as well."""
+    command = ["nnUNetv2_plan_and_preprocess", "-d", "101", "-pl", "nnUNetPlannerWholeVolume_16voxels"]
+    planned.run(*command, "-c", "3d_whole", "-np", "1", "-npfp", "1")
+    return planned
+
+
+@pytest.fixture(scope="session")
 def write_tiny_image() -> Callable[[Path, int], np.ndarray]:
     """Write the image of tiny case ``index`` to a path and return its array."""
 
@@ -162,9 +170,9 @@ def new_trainer(planned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, str(planned.root / name))
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
 
-    def make(cls, configuration="3d_inpainting", fold=0, dataset_json=None, plans=None, **settings):
+    def make(cls, configuration="3d_inpainting", fold=0, dataset_json=None, plans=None, plans_name=PLANS, **settings):
         folder = planned.root / "nnUNet_preprocessed" / "Dataset101_Tiny"
-        plans = plans or load_json(str(folder / f"{PLANS}.json"))
+        plans = plans or load_json(str(folder / f"{plans_name}.json"))
         if settings:
             values = {key.replace("__", "."): value for key, value in settings.items()}
             write_settings(plans, AnomalySettings.from_plans(plans).with_values(values))

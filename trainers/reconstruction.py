@@ -34,13 +34,19 @@ from nnunet_anomaly.architectures.inpainting_unet import InpaintingUNet, resolve
 from nnunet_anomaly.augmentation.protected_channels import insert_after_resampling, protect_channels
 from nnunet_anomaly.augmentation.roi import RoiChannelTransform, region_of_interest
 from nnunet_anomaly.dataset_roles import error_channels
-from nnunet_anomaly.error_maps.predict import error_map, map_file_ending, reconstruct, save_in_original_geometry
+from nnunet_anomaly.error_maps.predict import (
+    Residual,
+    error_map,
+    map_file_ending,
+    reconstruct,
+    save_in_original_geometry,
+)
 from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, check_split, digest_of_weights
 from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import open_pool, remove_left_overs, save_json, settle, sha256_of, written_whole
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
-from nnunet_anomaly.settings import AnomalySettings
+from nnunet_anomaly.settings import AnomalySettings, InpaintingSettings, VaeSettings
 
 EARLIER = "checkpoint_final_of_earlier_training.pth"
 SCHEME = "ZScoreClipped01Normalization"
@@ -72,6 +78,10 @@ class ReconstructionTrainer(nnUNetTrainer):
     _best_ema: float | None
     extra_metrics: tuple[str, ...] = ()
     erase = True  # the network takes the region of interest as its last channel and erases it
+    network_class: type[InpaintingUNet] = InpaintingUNet
+    residual: Residual = "squared"
+    suffix = "_inpainting"  # of its configurations
+    planner = "nnUNetPlannerAnomaly"
 
     def __init__(
         self,
@@ -94,23 +104,33 @@ class ReconstructionTrainer(nnUNetTrainer):
         self.epochs_trained = 0  # by this process
         self.initial_weights = ""
         self.logger.local_logger = ReconstructionLogger(*self.extra_metrics)
-        self.initial_lr = self.settings.inpainting.learning_rate
+        self.initial_lr = self.recipe.learning_rate
         self.weight_decay = 0.0
-        self.num_epochs = self.settings.inpainting.epochs
+        self.num_epochs = self.recipe.epochs
         self.enable_deep_supervision = False
 
+    @property
+    def recipe(self) -> InpaintingSettings | VaeSettings:
+        """Learning rate, schedule, epochs and mirror axes."""
+        return self.settings.inpainting
+
     def check_scale(self) -> None:
-        """Error maps need intensities in [0, 1].
+        """Error maps need intensities in [0, 1], and the network what its configurations are made for.
 
         Raises:
-            SettingsError: the configuration normalises in another way.
+            SettingsError: the configuration normalises in another way, or is made for other networks.
         """
         schemes = set(self.configuration_manager.normalization_schemes)
+        configurations = f"3d{self.suffix} or 2d{self.suffix} of plans made by -pl {self.planner}"
         if schemes != {SCHEME}:
             raise SettingsError(
                 f"{type(self).__name__} needs images normalised by {SCHEME}, but configuration "
-                f"'{self.configuration_name}' has {', '.join(sorted(schemes))}. Train it on 3d_inpainting or "
-                "2d_inpainting of plans made by -pl nnUNetPlannerAnomaly."
+                f"'{self.configuration_name}' has {', '.join(sorted(schemes))}. Train it on {configurations}."
+            )
+        if not self.configuration_name.endswith(self.suffix):
+            raise SettingsError(
+                f"{type(self).__name__} is not made for configuration '{self.configuration_name}'. Train it on "
+                f"{configurations}."
             )
 
     # -- network, loss, optimiser -------------------------------------------------------------------------------------
@@ -123,14 +143,14 @@ class ReconstructionTrainer(nnUNetTrainer):
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = False,
-    ) -> InpaintingUNet:
+    ) -> torch.nn.Module:
         """The inpainting U-Net; it has as many output channels as the image, whatever the number of labels."""
         settings = AnomalySettings.from_plans(plans_manager.plans)
         architecture = resolved_architecture(
             configuration_manager.network_arch_init_kwargs, configuration_manager.network_arch_init_kwargs_req_import
         )
         inpainting = settings.inpainting
-        network = InpaintingUNet(
+        network = cls.network_class(
             num_input_channels, architecture, inpainting.code_channels, inpainting.upsampling, cls.erase
         )
         if network.compressor is not None:
@@ -160,7 +180,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         """Adam at a constant rate (paper) or with nnU-Net's polynomial decay."""
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(parameters, self.initial_lr, weight_decay=self.weight_decay)
-        exponent = 0.9 if self.settings.inpainting.learning_rate_schedule == "poly" else 0.0
+        exponent = 0.9 if self.recipe.learning_rate_schedule == "poly" else 0.0
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -172,7 +192,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         """nnU-Net's, but with the mirror axes of the plans."""
         rotation, dummy_2d, patch_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.inference_allowed_mirroring_axes = None
-        return rotation, dummy_2d, patch_size, self.settings.inpainting.mirror_axes
+        return rotation, dummy_2d, patch_size, self.recipe.mirror_axes
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
         """nnU-Net's spatial transforms alone: the intensities are what is to be reconstructed."""
@@ -354,7 +374,8 @@ class ReconstructionTrainer(nnUNetTrainer):
         network = self.bare_network()
         network_input = torch.cat((image, inside.float())) if self.erase else image
         reconstruction = reconstruct(network, network_input, self.configuration_manager.patch_size, self.device)
-        error = error_map(image, reconstruction, torch.from_numpy(np.asarray(segmentation[:1]) >= 0))
+        seen = torch.from_numpy(np.asarray(segmentation[:1]) >= 0)
+        error = error_map(image, reconstruction, seen, self.residual)
         means = [float(error[where].mean()) if where.any() else float("nan") for where in (inside, ~inside)]
         self.print_to_log_file(f"{case}: mean error inside the region {means[0]:.6f}, outside {means[1]:.6f}")
         ending = map_file_ending(self.dataset_json)
@@ -365,10 +386,7 @@ class ReconstructionTrainer(nnUNetTrainer):
             for values, paths in maps
         ]
 
-    def bare_network(self) -> InpaintingUNet:
+    def bare_network(self) -> Any:
         """The network without what DDP and torch.compile wrap around it."""
         network: Any = self.network.module if self.is_ddp else self.network
-        if isinstance(network, OptimizedModule):
-            network = network._orig_mod
-        assert isinstance(network, InpaintingUNet)
-        return network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network

@@ -12,7 +12,7 @@ import torch
 
 from nnunet_anomaly.augmentation.roi import closed_and_filled_region, region_of_interest
 from nnunet_anomaly.dataset_roles import channel_names
-from nnunet_anomaly.error_maps.predict import error_map, mean_reconstruction
+from nnunet_anomaly.error_maps.predict import Residual, error_map, mean_reconstruction
 from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, Split
 from nnunet_anomaly.errors import GeometryError, InputError, LeakageError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.files import load_json, read_image
@@ -32,6 +32,7 @@ class ReconstructionModel:
     trainer: str
     splits: Sequence[Split]  # of every set of parameters: the cases it learnt from, and others
     pretrained: bool  # one of them began with weights from elsewhere
+    residual: Residual
 
     @property
     def learnt_from(self) -> set[str]:
@@ -79,7 +80,8 @@ def load_model(
         parameters.append(content["network_weights"])
         notes.append(content["init_args"])
         trainer, name = content["trainer_name"], content["init_args"]["configuration"]
-    build = getattr(recursive_find_trainer_class_by_name(trainer), "build_reconstruction_network", None)
+    trainer_class = recursive_find_trainer_class_by_name(trainer)
+    build = getattr(trainer_class, "build_reconstruction_network", None)
     if build is None:
         raise SettingsError(
             f"{folder.name} is not a reconstruction model. Error maps come from nnUNetTrainerInpaintingMimic, or from "
@@ -99,6 +101,7 @@ def load_model(
         trainer,
         [note[SPLIT] for note in notes],
         any(note.get(PRETRAINED, True) for note in notes),
+        trainer_class.residual,
     )
 
 
@@ -154,7 +157,7 @@ def case_maps(
     reconstruction = mean_reconstruction(
         model.network, model.parameters, network_input, model.configuration.patch_size, device
     )
-    return error_map(image, reconstruction, torch.from_numpy(case.inside)), reconstruction
+    return error_map(image, reconstruction, torch.from_numpy(case.inside), model.residual), reconstruction
 
 
 def two_pass_region(model: ReconstructionModel, case: PreparedCase) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,16 +22,22 @@ from nnunet_anomaly.errors import GeometryError, InputError
 from nnunet_anomaly.files import save_volume
 from nnunet_anomaly.label_maps import ENDINGS
 
+Residual = Literal["squared", "absolute"]
 
-def error_map(image: torch.Tensor, reconstruction: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """E = (x - A(x))^2 (Woo, section 2.2), averaged over image channels: two (C, ...) float32 to (1, ...).
 
-    ``inside`` (1, ...) is nnU-Net's non-zero region. E is 0 outside it, or else an image with a black background would
-    be normalised over another region once E is one of its channels.
+def error_map(
+    image: torch.Tensor, reconstruction: torch.Tensor, inside: torch.Tensor, residual: Residual = "squared"
+) -> torch.Tensor:
+    """E = (x - A(x))^2 (Woo, section 2.2), or |x - A(x)| (Bengs, section 2.3): two (C, ...) float32 to (1, ...).
+
+    It is averaged over image channels. ``inside`` (1, ...) is nnU-Net's non-zero region. E is 0 outside it, or else an
+    image with a black background would be normalised over another region once E is one of its channels.
     """
     if image.shape != reconstruction.shape:
         raise GeometryError(f"The image is {tuple(image.shape)} but its reconstruction {tuple(reconstruction.shape)}.")
-    return (image - reconstruction).square().mean(0, keepdim=True) * inside
+    difference = image - reconstruction
+    difference = difference.square() if residual == "squared" else difference.abs()
+    return difference.mean(0, keepdim=True) * inside
 
 
 def windows(shape: Sequence[int], patch_size: Sequence[int], step: float) -> Iterator[tuple[Any, ...]]:
@@ -64,7 +70,12 @@ def reconstruct(
 
     Returns:
         float32 (C_out, x, y, z). A volume that fits in one patch is one whole forward pass, exactly.
+
+    Raises:
+        InputError: the network takes whole volumes, and this one is larger than its patch.
     """
+    if getattr(network, "takes_whole_volumes", False):
+        check_it_fits(volume.shape[1:], patch_size)
     network = network.to(device).eval()
     padded, unpad = pad_nd_image(volume.float(), tuple(patch_size), "constant", {"value": 0}, True, None)
     weight = compute_gaussian(tuple(patch_size), 1 / 8, 10, torch.float32, torch.device("cpu"))
@@ -81,6 +92,20 @@ def reconstruct(
     total /= weights
     inside = (slice(None), *unpad[1:])
     return total[inside].clone()
+
+
+def check_it_fits(shape: Sequence[int], patch_size: Sequence[int]) -> None:
+    """A network that takes whole volumes cannot be slid over one that is larger than its patch.
+
+    Raises:
+        InputError: it is.
+    """
+    if any(size > most for size, most in zip(shape[-len(patch_size) :], patch_size, strict=True)):
+        raise InputError(
+            f"The image has {tuple(shape)} voxels on the network's grid, but the network takes at most "
+            f"{tuple(patch_size)}: it is larger than all images that were planned with. Is its background zero (skull "
+            "stripped)? Else plan with it among the training images, and train again."
+        )
 
 
 def mean_reconstruction(

@@ -58,3 +58,33 @@ def leak(image: torch.Tensor, inpainted: torch.Tensor, mimicked: torch.Tensor, r
     """
     numerator, denominator = leak_sums(image, inpainted, mimicked, roi)
     return numerator / denominator
+
+
+def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor, free_bits: float = 0.0) -> torch.Tensor:
+    """Kullback-Leibler divergence of N(mean, exp(log_variance)) from N(0, 1), in nats, summed over the code; (b,).
+
+    Args:
+        mean: float (b, n).
+        log_variance: float (b, n).
+        free_bits: what every number of the code costs at least, in nats (Kingma 2016); 0 is the plain divergence.
+    """
+    mean, log_variance = mean.float(), log_variance.float()
+    each = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
+    return each.clamp(min=free_bits).sum(dim=1) if free_bits else each.sum(dim=1)
+
+
+def vae_loss(
+    image: torch.Tensor,
+    reconstructed: torch.Tensor,
+    mean: torch.Tensor,
+    log_variance: torch.Tensor,
+    kl_weight: float = 1.0,
+    free_bits: float = 0.0,
+) -> torch.Tensor:
+    """(sum of |x - x^| + kl_weight * KL) / number of voxels and channels, mean over the batch; a scalar (Bengs 2021).
+
+    Summed over an image, as in the variational bound with a Laplacian of scale 1; the division only makes the value
+    comparable between sizes.
+    """
+    absolute = (image.float() - reconstructed.float()).abs().flatten(1)
+    return ((absolute.sum(1) + kl_weight * kl_divergence(mean, log_variance, free_bits)) / absolute.shape[1]).mean()

@@ -1,0 +1,145 @@
+"""Plans in which one patch holds the whole organ, for networks that see it all at once (Bengs et al. 2021)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.planners.anomaly import WHOLE_SUFFIX, nnUNetPlannerAnomaly
+from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
+from nnunet_anomaly.settings import AnomalySettings
+
+SMALLEST_BATCH = 2
+_VARIANT = re.compile(r"nnUNetPlannerWholeVolume_([1-9]\d*)voxels")
+
+
+class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
+    """``3d_whole`` and its 2-D twin ``2d_whole``, beside all that ``nnUNetPlannerAnomaly`` plans.
+
+    Every image is cropped to what is not zero (the brain, where the skull is stripped), resampled so that the largest
+    of all, and a twentieth more, fills ``voxels`` along every axis, and zero-padded to that size. The voxels are not
+    cubes: as in the paper each axis is scaled by itself. The 2-D twin takes the slices of the very same volumes
+    along nnU-Net's first axis, which are axial ones where voxels are cubes or thickest from feet to head.
+    Another size by the planner's name, in steps of 16: ``nnUNetPlannerWholeVolume_96voxels``.
+    """
+
+    voxels = 64
+    room = 1.05
+    stages = 4
+    base_features = 32
+
+    def __init__(self, *args: Any, plans_name: str = "nnUNetWholeVolumePlans", **kwargs: Any):
+        super().__init__(*args, plans_name=plans_name, **kwargs)
+
+    def add_configurations(self, plans: dict[str, Any]) -> None:
+        """Add ``3d_whole`` and ``2d_whole``, beside the configurations for U-Nets."""
+        super().add_configurations(plans)
+        size = [self.voxels] * 3
+        spacing_mm = self.largest_extent_mm(plans["transpose_forward"]) * self.room / self.voxels
+        identifier = self.generate_data_identifier("3d" + WHOLE_SUFFIX)
+        base = self.get_plans_for_configuration(spacing_mm, np.array(size), identifier, 1e9, {})
+        base["normalization_schemes"] = [ZScoreClipped01Normalization.__name__] * len(base["normalization_schemes"])
+        base |= {"use_mask_for_norm": [True] * len(base["normalization_schemes"]), "batch_dice": False}
+        for dimension in (3, 2):
+            plans["configurations"][f"{dimension}d{WHOLE_SUFFIX}"] = base | {
+                "patch_size": size[-dimension:],
+                "architecture": self.architecture(base["architecture"], dimension),
+            }
+
+    def largest_extent_mm(self, transpose_forward: list[int]) -> np.ndarray:
+        """Largest extent of all training images within their non-zero box, along every (transposed) axis."""
+        shapes, spacings_mm = (np.array(self.dataset_fingerprint[key]) for key in ("shapes_after_crop", "spacings"))
+        return (shapes * spacings_mm).max(axis=0)[transpose_forward]
+
+    def architecture(self, stock: dict[str, Any], dimension: int) -> dict[str, Any]:
+        """nnU-Net's description of a network, for the VAE: each stage halves; its batches are fit for BatchNorm."""
+        features = [min(self.base_features * 2**stage, 256) for stage in range(self.stages)]
+        kwargs = stock["arch_kwargs"] | {
+            "n_stages": self.stages,
+            "features_per_stage": features,
+            "conv_op": f"torch.nn.modules.conv.Conv{dimension}d",
+            "kernel_sizes": [[3] * dimension] * self.stages,
+            "strides": [[2] * dimension] * self.stages,
+            "n_conv_per_stage": [1] * self.stages,
+            "n_conv_per_stage_decoder": [1] * self.stages,
+            "norm_op": f"torch.nn.modules.batchnorm.BatchNorm{dimension}d",
+        }
+        return stock | {"arch_kwargs": kwargs}
+
+    def derived_settings(self, plans: dict[str, Any]) -> AnomalySettings:
+        """With the axes of the body, and the largest batch within the memory target."""
+        settings = super().derived_settings(plans)
+        side_axis, slice_axis = self.body_axes(plans["transpose_forward"])
+        batch_size = settings.vae.batch_size
+        while self.memory_gb(batch_size) > self.UNet_vram_target_GB and batch_size > SMALLEST_BATCH:
+            batch_size //= 2
+        return settings.with_values(
+            {
+                "erasing.side_axis": side_axis,
+                "erasing.slice_axis": slice_axis,
+                "erasing.max_slices": self.voxels // 2,
+                "vae.batch_size": batch_size,
+            }
+        )
+
+    def memory_gb(self, batch_size: int) -> float:
+        """Estimate for a training step of ``3d_whole`` in float32, with four tensors kept of every block."""
+        # channels and the level of downsampling of every block: the encoder's, then the decoder's
+        blocks = [(2**stage, stage + 1) for stage in range(self.stages)]
+        blocks += [(2 ** max(0, level - 1), level) for level in range(self.stages)]
+        numbers = sum(channels * self.base_features * (self.voxels / 2**level) ** 3 for channels, level in blocks)
+        return 4 * 4e-9 * batch_size * numbers
+
+    def body_axes(self, transpose_forward: list[int]) -> tuple[int, int]:
+        """Axes of a preprocessed image from left to right and from feet to head, from the headers of the images.
+
+        Raises:
+            InputError: the images do not all lie alike.
+        """
+        axes = {case: _body_axes_of(Path(entry["images"][0])) for case, entry in self.dataset.items()}
+        different = sorted(set(axes.values()))
+        if len(different) > 1:
+            examples = {found: next(case for case in axes if axes[case] == found) for found in different}
+            raise InputError(
+                f"The images lie differently (axes from left to right and from feet to head: {examples}). Bring them "
+                "into one orientation; the converters of this package do."
+            )
+        side, up = different[0]
+        return transpose_forward.index(side), transpose_forward.index(up)
+
+
+def _body_axes_of(path: Path) -> tuple[int, int]:
+    """Array axes of an image that run most nearly from left to right and from feet to head."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    direction = np.abs(np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1))
+    if len(direction) != 3:
+        raise InputError(f"{path} is not 3-D; whole volumes are.")
+    return 2 - int(direction[0].argmax()), 2 - int(direction[2].argmax())
+
+
+def __getattr__(name: str) -> type[ExperimentPlanner]:
+    """Planners for another size, by their name."""
+    match = _VARIANT.fullmatch(name)
+    if match is None or int(match[1]) % 16:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    plans_name = f"nnUNetWholeVolumePlans_{match[1]}voxels"
+
+    class Variant(nnUNetPlannerWholeVolume):
+        voxels = int(match[1])
+
+        def __init__(self, *args: Any, plans_name: str = plans_name, **kwargs: Any):
+            super().__init__(*args, plans_name=plans_name, **kwargs)
+
+    Variant.__name__ = Variant.__qualname__ = name
+    Variant.__module__ = __name__
+    Variant.__doc__ = f"``nnUNetPlannerWholeVolume`` with {match[1]} voxels along every axis."
+    globals()[name] = Variant
+    return Variant

@@ -1,0 +1,111 @@
+"""Plans in which one patch holds every image whole."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.planners import whole_volume
+from nnunet_anomaly.planners.whole_volume import nnUNetPlannerWholeVolume, nnUNetPlannerWholeVolume_16voxels
+
+
+@pytest.fixture
+def planner(monkeypatch, tmp_path):
+    """Make a planner for cases with these shapes and spacings (z, y, x), whose images have this direction."""
+
+    def make(cls, shapes, spacings_mm, directions=None, memory_gb=8):
+        raw, preprocessed = (tmp_path / name / "Dataset101_Brain" for name in ("raw", "preprocessed"))
+        monkeypatch.setenv("nnUNet_raw", str(raw.parent))
+        monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed.parent))
+        for folder in (raw / "imagesTr", raw / "labelsTr", preprocessed):
+            folder.mkdir(parents=True, exist_ok=True)
+        for number in range(len(shapes)):
+            image = sitk.Image(4, 4, 4, sitk.sitkUInt8)
+            if directions:
+                image.SetDirection(directions[number])
+            sitk.WriteImage(image, str(raw / "imagesTr" / f"case_{number}_0000.nii.gz"))
+            sitk.WriteImage(image, str(raw / "labelsTr" / f"case_{number}.nii.gz"))
+        description = {
+            "channel_names": {"0": "T1"},
+            "labels": {"background": 0, "brain": 1},
+            "numTraining": len(shapes),
+            "file_ending": ".nii.gz",
+        }
+        (raw / "dataset.json").write_text(json.dumps(description))
+        properties = dict.fromkeys(("mean", "std", "percentile_00_5", "percentile_99_5", "median", "min", "max"), 1)
+        fingerprint = {
+            "spacings": spacings_mm,
+            "shapes_after_crop": shapes,
+            "foreground_intensity_properties_per_channel": {"0": properties},
+            "median_relative_size_after_cropping": 0.4,
+        }
+        (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+        made = cls("Dataset101_Brain", gpu_memory_target_in_gb=memory_gb)
+        monkeypatch.setattr(made, "determine_reader_writer", lambda: type("SimpleITKIO", (), {}))
+        made.plan_experiment()
+        return json.loads((preprocessed / f"{made.plans_identifier}.json").read_text())
+
+    return make
+
+
+def test_the_largest_brain_fills_the_volume_and_the_smallest_fits(planner):
+    plans = planner(nnUNetPlannerWholeVolume, [[150, 180, 140], [75, 170, 163]], [[1, 1, 1], [2, 1, 1]])
+    assert plans["plans_name"] == "nnUNetWholeVolumePlans"
+    whole, twin = (plans["configurations"][name] for name in ("3d_whole", "2d_whole"))
+    assert whole["patch_size"] == [64, 64, 64] and twin["patch_size"] == [64, 64]
+    np.testing.assert_allclose(np.array(whole["spacing"]) * 64, np.array([150, 180, 163]) * 1.05)
+    assert twin["spacing"] == whole["spacing"] and twin["data_identifier"] == whole["data_identifier"]
+    assert whole["use_mask_for_norm"] == [True] and not whole["batch_dice"]
+    assert whole["normalization_schemes"] == ["ZScoreClipped01Normalization"]
+    assert whole["batch_size"] == twin["batch_size"] == plans["anomaly"]["vae"]["batch_size"] == 32
+    three, two = (each["architecture"]["arch_kwargs"] for each in (whole, twin))
+    assert three["features_per_stage"] == two["features_per_stage"] == [32, 64, 128, 256]
+    assert three["strides"] == [[2, 2, 2]] * 4 and two["strides"] == [[2, 2]] * 4
+    assert three["conv_op"].endswith("Conv3d") and two["norm_op"].endswith("BatchNorm2d")
+    assert {"3d_fullres", "2d", "3d_inpainting", "2d_inpainting"} < set(plans["configurations"])
+
+
+def test_another_size_by_name_and_a_smaller_batch_by_memory(planner):
+    shapes, spacings_mm = [[100, 100, 100]], [[1, 1, 1]]
+    plans = planner(whole_volume.nnUNetPlannerWholeVolume_96voxels, shapes, spacings_mm)
+    assert plans["plans_name"] == "nnUNetWholeVolumePlans_96voxels"
+    assert plans["configurations"]["3d_whole"]["patch_size"] == [96, 96, 96]
+    assert plans["anomaly"]["erasing"]["max_slices"] == 48
+    batches = [plans["configurations"]["3d_whole"]["batch_size"]]
+    for memory_gb in (2, 0.1):
+        tight = planner(whole_volume.nnUNetPlannerWholeVolume_96voxels, shapes, spacings_mm, memory_gb=memory_gb)
+        batches.append(tight["configurations"]["3d_whole"]["batch_size"])
+    assert batches[0] > batches[1] > batches[2] == 2
+    for wrong in ("nnUNetPlannerWholeVolume_50voxels", "nnUNetPlannerHalfVolume"):
+        with pytest.raises(AttributeError):
+            getattr(whole_volume, wrong)
+
+
+# columns are the directions of x, y and z: straight, flipped, slightly oblique; then sagittal slices
+STRAIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+FLIPPED = (-1, 0, 0, 0, -1, 0, 0, 0, 1)
+OBLIQUE = (0.995, -0.0998, 0, 0.0998, 0.995, 0, 0, 0, 1)
+SAGITTAL = (0, 0, 1, 1, 0, 0, 0, 1, 0)
+
+
+def test_axes_of_the_body_come_from_the_headers(planner):
+    cases = [[20, 20, 20]] * 3, [[1, 1, 1]] * 3
+    erasing = planner(nnUNetPlannerWholeVolume_16voxels, *cases, [STRAIGHT, FLIPPED, OBLIQUE])["anomaly"]["erasing"]
+    assert (erasing["side_axis"], erasing["slice_axis"]) == (2, 0)
+    erasing = planner(nnUNetPlannerWholeVolume_16voxels, *cases, [SAGITTAL] * 3)["anomaly"]["erasing"]
+    assert (erasing["side_axis"], erasing["slice_axis"]) == (0, 1)
+    with pytest.raises(InputError, match=r"lie differently.*case_2"):
+        planner(nnUNetPlannerWholeVolume_16voxels, *cases, [STRAIGHT, FLIPPED, SAGITTAL])
+
+
+def test_thick_slices_come_first_in_nnunets_order(planner):
+    """nnU-Net puts the axis of the thickest slices first; the axes of the body follow it."""
+    plans = planner(nnUNetPlannerWholeVolume_16voxels, [[60, 20, 64]] * 2, [[1, 3, 1]] * 2, [STRAIGHT] * 2)
+    assert plans["transpose_forward"][0] == 1
+    erasing = plans["anomaly"]["erasing"]
+    assert plans["transpose_forward"][erasing["side_axis"]] == 2
+    assert plans["transpose_forward"][erasing["slice_axis"]] == 0
+    extents = np.array(plans["configurations"]["3d_whole"]["spacing"]) * 16
+    np.testing.assert_allclose(extents[0], 60 * 1.05)  # 20 slices of 3 mm
