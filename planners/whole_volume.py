@@ -130,16 +130,16 @@ def __getattr__(name: str) -> type[ExperimentPlanner]:
     match = _VARIANT.fullmatch(name)
     if match is None or int(match[1]) % 16:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    plans_name = f"nnUNetWholeVolumePlans_{match[1]}voxels"
+    size, plans_name = int(match[1]), f"nnUNetWholeVolumePlans_{match[1]}voxels"
 
     class Variant(nnUNetPlannerWholeVolume):
-        voxels = int(match[1])
+        voxels = size
 
         def __init__(self, *args: Any, plans_name: str = plans_name, **kwargs: Any):
             super().__init__(*args, plans_name=plans_name, **kwargs)
 
     Variant.__name__ = Variant.__qualname__ = name
     Variant.__module__ = __name__
-    Variant.__doc__ = f"``nnUNetPlannerWholeVolume`` with {match[1]} voxels along every axis."
+    Variant.__doc__ = f"``nnUNetPlannerWholeVolume`` with {size} voxels along every axis."
     globals()[name] = Variant
     return Variant

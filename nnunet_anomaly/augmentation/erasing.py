@@ -7,6 +7,7 @@ image's own voxels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -33,20 +34,17 @@ def grown_box(shape: Sequence[int], centre: Sequence[int], voxels: int, most_vox
         most_voxels: what it must not exceed; where the last layer would, the box stays a layer smaller. At least 1.
     """
     low, high = np.array(centre), np.array(centre) + 1
-    while True:
-        grew = False
-        for axis in range(len(shape)):
-            for edge, step, limit in ((high, 1, shape[axis]), (low, -1, 0)):
-                if edge[axis] == limit:
-                    continue
-                size = int(np.prod(high - low))
-                layer = size // int(high[axis] - low[axis])
-                if size >= voxels or size + layer > most_voxels:
-                    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-                edge[axis] += step
-                grew = True
-        if not grew:
-            return tuple(slice(0, int(size)) for size in shape)
+    layers = [(edge, axis, step) for edge, step in ((high, 1), (low, -1)) for axis in range(len(shape))]
+    for edge, axis, step in itertools.cycle(layers):
+        size = int(np.prod(high - low))
+        if size >= min(voxels, int(np.prod(shape))):
+            break
+        if edge[axis] == (shape[axis] if step > 0 else 0):
+            continue
+        if size + size // int(high[axis] - low[axis]) > most_voxels:
+            break
+        edge[axis] += step
+    return tuple(slice(int(start), int(stop)) for start, stop in zip(low, high, strict=True))
 
 
 def cubes(shape: Sequence[int], share: tuple[float, float], most_cubes: int, rng: np.random.Generator) -> torch.Tensor:

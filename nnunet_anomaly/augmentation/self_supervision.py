@@ -40,7 +40,8 @@ def coarse_noise(shape: Sequence[int], cells: int, noise_sd: float, rng: np.rand
     wide = [round(number * cell) for number in coarse]
     fine = functional.interpolate(noise, wide, mode=_INTERPOLATION[len(spatial)], align_corners=False)[0]
     starts = [int(rng.integers(have - size + 1)) for have, size in zip(wide, spatial, strict=True)]
-    return fine[(slice(None), *(slice(a, a + size) for a, size in zip(starts, spatial, strict=True)))]
+    window = (slice(None), *(slice(start, start + size) for start, size in zip(starts, spatial, strict=True)))
+    return fine[window]
 
 
 class CoarseNoiseTransform(BasicTransform):

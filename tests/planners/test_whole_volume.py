@@ -69,15 +69,15 @@ def test_the_largest_brain_fills_the_volume_and_the_smallest_fits(planner):
 
 def test_another_size_by_name_and_a_smaller_batch_by_memory(planner):
     shapes, spacings_mm = [[100, 100, 100]], [[1, 1, 1]]
-    plans = planner(whole_volume.nnUNetPlannerWholeVolume_96voxels, shapes, spacings_mm)
+    plans = planner(whole_volume.nnUNetPlannerWholeVolume_96voxels, shapes, spacings_mm, memory_gb=24)
     assert plans["plans_name"] == "nnUNetWholeVolumePlans_96voxels"
     assert plans["configurations"]["3d_whole"]["patch_size"] == [96, 96, 96]
     assert plans["anomaly"]["erasing"]["max_slices"] == 48
     batches = [plans["configurations"]["3d_whole"]["batch_size"]]
-    for memory_gb in (2, 0.1):
+    for memory_gb in (8, 1):
         tight = planner(whole_volume.nnUNetPlannerWholeVolume_96voxels, shapes, spacings_mm, memory_gb=memory_gb)
         batches.append(tight["configurations"]["3d_whole"]["batch_size"])
-    assert batches[0] > batches[1] > batches[2] == 2
+    assert batches == [32, 8, 2]
     for wrong in ("nnUNetPlannerWholeVolume_50voxels", "nnUNetPlannerHalfVolume"):
         with pytest.raises(AttributeError):
             getattr(whole_volume, wrong)
