@@ -114,6 +114,17 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
         return transpose_forward.index(side), transpose_forward.index(up)
 
 
+class nnUNetPlannerWholeVolumeTiny(nnUNetPlannerWholeVolume):
+    """The same with 32 voxels along every axis and 8 base features: to try things out on a CPU."""
+
+    voxels = 32
+    stages = 3
+    base_features = 8
+
+    def __init__(self, *args: Any, plans_name: str = "nnUNetWholeVolumeTinyPlans", **kwargs: Any):
+        super().__init__(*args, plans_name=plans_name, **kwargs)
+
+
 def _body_axes_of(path: Path) -> tuple[int, int]:
     """Array axes of an image that run most nearly from left to right and from feet to head."""
     reader = sitk.ImageFileReader()
