@@ -146,8 +146,11 @@ class nnUNetTrainerVAE(ReconstructionTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As for all reconstructions; then a picture of what the code means, with the first held-out case."""
         super().perform_actual_validation(save_probabilities)
-        if self.local_rank:
-            return
+        if self.local_rank == 0:
+            self.draw_latent_space()
+
+    def draw_latent_space(self) -> None:
+        """Write ``validation/latent_space.png``."""
         dataset = self.dataset_class(self.preprocessed_dataset_folder, self.split()["val"][:1])
         data = torch.from_numpy(np.asarray(dataset.load_case(dataset.identifiers[0])[0][:], dtype=np.float32))
         network = self.bare_network().eval()
