@@ -82,7 +82,7 @@ def two_nearest_classes(
         GeometryError: the spacing is not one positive number per axis.
         LabelError: not a label map, or a label below 1.
     """
-    check_labels(labels or ())
+    check_labels(() if labels is None else labels)
     check_spacing(spacing_mm, np.ndim(label_map))
     label_map = as_label_map(label_map)
     boxes = label_boxes(label_map, labels)

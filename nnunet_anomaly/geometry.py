@@ -12,11 +12,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-# A voxel counts as within a radius up to this relative rounding, so that 2 voxels of 0.365 mm are within 0.73 mm. It is
-# more than ITK's distances, which are float32, are off.
+from nnunet_anomaly.errors import GeometryError, LabelError
+
+# A voxel counts as within a radius up to this relative rounding, so that 2 voxels of 0.365 mm, which NIfTI keeps as
+# float32, are within 0.73 mm. It is more than ITK's distances, which are float32, are off.
 ROUNDING = 1e-6
 # Positions up to this are exact in float32.
 _LARGEST_WHOLE_NUMBER = 2**24
@@ -45,21 +49,22 @@ def distance_to_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """Euclidean distance in mm from every voxel's centre to that of the nearest true voxel (Maurer 2003, by ITK).
 
     Args:
-        mask: bool, 2-D or 3-D.
+        mask: bool or integers from 0, 2-D or 3-D.
         spacing_mm: voxel size along every axis of ``mask``.
 
     Returns:
         float32 array of the same shape, 0 in the mask, infinite everywhere when the mask is empty. The relative
-        rounding error is below 5e-7. Only where the ratios of the spacings are not those of whole numbers (up to some
-        thousands) is there an error of up to 2e-7 of the array's extent besides.
+        rounding error is below 5e-7.
     """
     import SimpleITK as sitk
 
     mask, spacing_mm = _checked(mask, spacing_mm)
     if not mask.any():
         return np.full(mask.shape, np.inf, dtype=np.float32)
-    image = sitk.GetImageFromArray(mask.view(np.uint8))
     unit_mm, sizes = _whole_numbers(spacing_mm, mask.shape)
+    if not sizes:  # ITK would round positions; scipy is exact for any spacing, but takes several times as long
+        return ndimage.distance_transform_edt(~mask, sampling=spacing_mm).astype(np.float32)
+    image = sitk.GetImageFromArray(mask.view(np.uint8))
     image.SetSpacing(sizes[::-1])
     signed = sitk.SignedMaurerDistanceMap(image, False, False, True)
     distance_mm = np.maximum(sitk.GetArrayViewFromImage(signed), 0, dtype=np.float32)
@@ -70,29 +75,34 @@ def distance_to_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
 def _whole_numbers(spacing_mm: Sequence[float], shape: Sequence[int]) -> tuple[float, list[float]]:
     """A unit in mm in which voxel sizes are whole numbers, and these; ITK's positions, float32, are exact then.
 
-    Where there is no such unit, the finest voxel size.
+    The list is empty where there is no such unit.
     """
     finest_mm = min(spacing_mm)
-    ratios = [size_mm / finest_mm for size_mm in spacing_mm]
-    fractions = [Fraction(ratio).limit_denominator(4096) for ratio in ratios]
-    common = math.lcm(*(fraction.denominator for fraction in fractions))
-    sizes = [float(fraction * common) for fraction in fractions]
-    exact = all(math.isclose(fraction, ratio, rel_tol=1e-7) for fraction, ratio in zip(fractions, ratios, strict=True))
-    if exact and all(size * voxels < _LARGEST_WHOLE_NUMBER for size, voxels in zip(sizes, shape, strict=True)):
-        return finest_mm / common, sizes
-    return finest_mm, ratios
+    denominators = (Fraction(size_mm / finest_mm).limit_denominator(4096).denominator for size_mm in spacing_mm)
+    for unit_mm in (finest_mm / math.lcm(*denominators), 1e-3, 1e-4):
+        sizes = [size_mm / unit_mm for size_mm in spacing_mm]
+        whole = [float(round(size)) for size in sizes]
+        exact = all(math.isclose(*pair, rel_tol=1e-7) for pair in zip(sizes, whole, strict=True))
+        if exact and all(size * voxels < _LARGEST_WHOLE_NUMBER for size, voxels in zip(whole, shape, strict=True)):
+            return unit_mm, whole
+    return finest_mm, []
 
 
 def dilate_mm(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> np.ndarray:
     """Voxels whose centre lies within ``radius_mm`` of the centre of a true voxel.
 
     Args:
-        mask: bool, 2-D or 3-D. An empty mask stays empty.
+        mask: bool or integers from 0, 2-D or 3-D. An empty mask stays empty.
         radius_mm: 0 returns a copy.
         spacing_mm: voxel size along every axis of ``mask``.
 
     Returns:
         bool array of the same shape.
+
+    Raises:
+        GeometryError: the spacing is not one positive number per axis.
+        LabelError: not such a mask.
+        ValueError: a radius that is negative or not finite.
     """
     mask, spacing_mm = _checked(mask, spacing_mm)
     reach = _reach_voxels(radius_mm, spacing_mm)
@@ -139,17 +149,33 @@ def close_mm(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) ->
     return closed
 
 
+def check_spacing(spacing_mm: Any, number_of_axes: int) -> None:
+    """Raise a ``GeometryError`` unless there is one positive, finite voxel size per axis."""
+    sizes_mm = np.asarray(spacing_mm, dtype=float)
+    if sizes_mm.shape != (number_of_axes,) or not np.isfinite(sizes_mm).all() or (sizes_mm <= 0).any():
+        raise GeometryError(f"spacing_mm is {spacing_mm}; it must be one positive number for {number_of_axes} axes.")
+
+
 def _checked(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, tuple[float, ...]]:
-    mask = np.ascontiguousarray(mask, dtype=bool)
-    if len(spacing_mm) != mask.ndim:
-        raise ValueError(f"spacing_mm has {len(spacing_mm)} entries for {mask.ndim} axes")
-    return mask, tuple(float(size_mm) for size_mm in spacing_mm)
+    """The mask as bool, C-contiguous, and its spacing as floats.
+
+    Raises:
+        GeometryError: the spacing is not one positive number per axis.
+        LabelError: not a 2-D or 3-D mask of bool or integers from 0.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim not in (2, 3) or mask.dtype.kind not in "biu" or (mask.dtype.kind == "i" and mask.min(initial=0) < 0):
+        raise LabelError(
+            f"The mask has {mask.ndim} axes and {mask.dtype} values; it must be 2-D or 3-D, bool or integers from 0."
+        )
+    check_spacing(spacing_mm, mask.ndim)
+    return np.ascontiguousarray(mask, dtype=bool), tuple(float(size_mm) for size_mm in spacing_mm)
 
 
 def _reach_voxels(radius_mm: float, spacing_mm: Sequence[float]) -> list[int]:
     """How many voxels a ball reaches along every axis."""
-    if not radius_mm >= 0:
-        raise ValueError(f"radius_mm is {radius_mm}; it cannot be negative")
+    if not 0 <= radius_mm < math.inf:
+        raise ValueError(f"radius_mm is {radius_mm}; it must be finite and cannot be negative")
     return [int(radius_mm * (1 + ROUNDING) / size_mm) for size_mm in spacing_mm]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.files import read_image
-from nnunet_anomaly.geometry import bounding_box
+from nnunet_anomaly.geometry import bounding_box, check_spacing
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -62,13 +63,6 @@ def check_pair(reference: np.ndarray, prediction: np.ndarray, spacing_mm: Any = 
     if spacing_mm is not None:
         check_spacing(spacing_mm, np.ndim(reference))
     return as_label_map(reference, "reference"), as_label_map(prediction, "prediction")
-
-
-def check_spacing(spacing_mm: Any, number_of_axes: int) -> None:
-    """Raise a ``GeometryError`` unless there is one positive, finite voxel size per axis."""
-    sizes_mm = np.asarray(spacing_mm, dtype=float)
-    if sizes_mm.shape != (number_of_axes,) or not np.isfinite(sizes_mm).all() or (sizes_mm <= 0).any():
-        raise GeometryError(f"spacing_mm is {spacing_mm}; it must be one positive number for {number_of_axes} axes.")
 
 
 def check_labels(labels: Iterable[int]) -> None:
@@ -156,19 +150,34 @@ def spacing_zyx_mm(image: sitk.Image) -> tuple[float, ...]:
 def check_same_grid(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) -> None:
     """Raise a ``GeometryError`` that names every difference in size, spacing, origin or direction.
 
-    Spacing and direction may differ by 1e-3, the origin by 1e-2 mm: header formats round.
+    Header formats round: what moves no voxel of the image by more than a tenth of the finest voxel size is no
+    difference.
     """
+    ours, theirs = (
+        (each.GetSize(), each.GetSpacing(), each.GetOrigin(), each.GetDirection()) for each in (image, other)
+    )
     differences = []
-    for what, ours, theirs, tolerance in (
-        ("size", image.GetSize(), other.GetSize(), 0.0),
-        ("spacing", image.GetSpacing(), other.GetSpacing(), 1e-3),
-        ("origin", image.GetOrigin(), other.GetOrigin(), 1e-2),
-        ("direction", image.GetDirection(), other.GetDirection(), 1e-3),
+    for what, one, two, moves_mm in zip(
+        ("size", "spacing", "origin", "direction"), ours, theirs, _largest_moves_mm(ours, theirs), strict=True
     ):
-        if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=0, atol=tolerance):
-            differences.append(f"{what} {_rounded(ours)} against {_rounded(theirs)}")
+        if moves_mm > 0.1 * min(ours[1]):
+            differences.append(f"{what} {_rounded(one)} against {_rounded(two)}")
     if differences:
         raise GeometryError(f"{path} and {other_path} do not lie on the same grid: {'; '.join(differences)} (x, y, z).")
+
+
+def _largest_moves_mm(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> tuple[float, float, float, float]:
+    """How far a voxel moves at most by the difference in size (nowhere or anywhere), spacing, origin, direction."""
+    if len(ours[0]) != len(theirs[0]):
+        return math.inf, 0.0, 0.0, 0.0
+    extent_voxels = np.array(ours[0], dtype=float)
+    spacing, origin, direction = (np.subtract(one, two) for one, two in zip(ours[1:], theirs[1:], strict=True))
+    return (
+        0.0 if ours[0] == theirs[0] else math.inf,
+        float(np.abs(spacing * extent_voxels).max()),
+        float(np.abs(origin).max()),
+        float(np.abs(direction.reshape(len(extent_voxels), -1) @ (extent_voxels * np.array(ours[1]))).max()),
+    )
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

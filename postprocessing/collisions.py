@@ -35,7 +35,7 @@ def collision_set(
         GeometryError: the spacing is not one positive number per axis.
         LabelError: not a label map, or a label below 1.
     """
-    check_labels(labels or ())
+    check_labels(() if labels is None else labels)
     check_spacing(spacing_mm, np.ndim(label_map))
     label_map = as_label_map(label_map)
     collisions = np.zeros(label_map.shape, dtype=bool)

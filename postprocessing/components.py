@@ -110,7 +110,7 @@ def keep_components_with_record(
     """``keep_components``, and by label: components and voxels before, and how many of them were removed."""
     if not (isinstance(min_share_of_largest, int | float) and 0 <= min_share_of_largest <= 1):
         raise SettingsError(f"min_share_of_largest is {min_share_of_largest!r}; it must be a number from 0 to 1.")
-    check_labels(labels or ())
+    check_labels(() if labels is None else labels)
     check_spacing(spacing_mm, np.ndim(label_map))
     components = label_components(label_map, connectivity)
     sizes, label_of = components.sizes_voxels, components.labels

@@ -223,6 +223,7 @@ def test_failed_cases_are_named_and_the_others_go_on(processes):
     assert outcome.done == ["a", "e"]
     assert outcome.skipped == ["c"]
     assert outcome.failed == {"b": "InputError: it is damaged", "d": "PermissionError: [Errno 13] Permission denied"}
+    assert list(outcome.failed) == ["b", "d"]
     assert outcome.exit_code == 1
 
 

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from nnunet_anomaly import geometry
+from nnunet_anomaly.errors import GeometryError, LabelError
 from nnunet_anomaly.geometry import ROUNDING, bounding_box, close_mm, dilate_mm, distance_to_mm, erode_mm, open_mm
 
 
@@ -29,7 +30,9 @@ SPACINGS_MM = [
     (0.78, 0.78, 0.78),
     (0.7, 0.365, 0.365),
     (0.31, 1.7, 0.9),
-    (float(np.float32(0.7)), 0.364583343267, 0.3125),
+    (3.3, 0.4871, 0.5123),
+    (1.2345678, 0.9876543, 1.7),  # in no unit whole numbers
+    (0.699999988, 0.364583343267, 0.3125),
 ]
 
 
@@ -59,10 +62,29 @@ def test_an_empty_mask_stays_empty():
     assert not dilate_mm(np.zeros((3, 4), bool), 5, (1, 1)).any()
 
 
-@pytest.mark.parametrize(("radius_mm", "spacing_mm"), [(-1, (1, 1)), (1, (1, 1, 1))])
-def test_wrong_arguments_are_refused(radius_mm, spacing_mm):
-    with pytest.raises(ValueError, match=r"radius_mm|spacing_mm"):
-        dilate_mm(np.ones((3, 3), bool), radius_mm, spacing_mm)
+@pytest.mark.parametrize("radius_mm", [-1, np.inf, np.nan])
+def test_wrong_radii_are_refused(radius_mm):
+    with pytest.raises(ValueError, match="radius_mm"):
+        dilate_mm(np.ones((3, 3), bool), radius_mm, (1, 1))
+
+
+@pytest.mark.parametrize("spacing_mm", [(1, 1, 1), (1, 0), (1, -1), (1, np.inf), (1, np.nan)])
+@pytest.mark.parametrize("operation", [dilate_mm, erode_mm, open_mm, close_mm])
+def test_wrong_spacings_are_refused(operation, spacing_mm):
+    with pytest.raises(GeometryError, match="spacing_mm"):
+        operation(np.ones((3, 3), bool), 1, spacing_mm)
+    with pytest.raises(GeometryError, match="spacing_mm"):
+        distance_to_mm(np.ones((3, 3), bool), spacing_mm)
+
+
+NO_MASKS = [np.ones((3, 3)), np.full((3, 3), np.nan), np.full((3, 3), -1), np.ones((2, 2, 2, 2), int)]
+
+
+@pytest.mark.parametrize("mask", NO_MASKS)
+def test_what_is_no_mask_is_refused(mask):
+    for operation in (dilate_mm, erode_mm, open_mm, close_mm):
+        with pytest.raises(LabelError, match="mask"):
+            operation(mask, 1, (1,) * mask.ndim)
 
 
 def test_bounding_box_with_margin_is_cut_off_at_the_edge():

@@ -37,9 +37,9 @@ class HealthyMean(nn.Module):
     @torch.no_grad()
     def update(self, images: torch.Tensor) -> None:
         """Take in images (B, image_channels, *patch_size): mean and mean square go on without keeping them."""
-        self.count += len(images)
+        self.count.add_(len(images))
         for total, values in ((self.mean, images), (self.squares, images.square())):
-            total += (values.float() - total).sum(0) / self.count
+            total.add_((values.float() - total).sum(0) / self.count)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, image_channels, *patch_size) to the same shape."""

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_anomaly.evaluation.cohort import comparison_rows, summary_rows
     from nnunet_anomaly.label_maps import files_by_case
 
-    if not args.nsd_tolerance_mm >= 0:
-        raise InputError(f"--nsd-tolerance-mm is {args.nsd_tolerance_mm}; it cannot be negative.")
+    if not 0 <= args.nsd_tolerance_mm < math.inf:
+        raise InputError(f"--nsd-tolerance-mm is {args.nsd_tolerance_mm}; it must be finite and cannot be negative.")
     references = files_by_case(args.ref)
     methods = name_methods(args.pred, args.names)
     predictions = {name: files_by_case(folder) for name, folder in methods.items()}
@@ -179,10 +179,13 @@ def _find_structures(args: argparse.Namespace) -> tuple[Structures | None, froze
 
 
 def _chosen(label: str, by_name: Structures) -> tuple[str, tuple[int, ...]]:
+    from nnunet_anomaly.label_maps import LARGEST_LABEL
+
     if label in by_name:
         return label, tuple(by_name[label])
-    if not label.isdigit() or int(label) == 0:
-        raise InputError(f"-l: '{label}' is neither a number from 1 on nor one of {', '.join(by_name) or 'no names'}.")
+    if not label.isdecimal() or not 1 <= int(label) <= LARGEST_LABEL:
+        known = ", ".join(by_name) or "no names"
+        raise InputError(f"-l: '{label}' is neither a number from 1 to {LARGEST_LABEL} nor one of {known}.")
     names = [name for name, labels in by_name.items() if tuple(labels) == (int(label),)]
     return (names[0] if names else label), (int(label),)
 

@@ -21,10 +21,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left_colum
 
 
 def mean_and_sd(summary: Mapping[str, Any], digits: int) -> str:
-    """``mean ± sd`` of a summary (see ``evaluation.cohort``), with the number of cases left out if there are any."""
+    """``mean ± sd`` of a summary (one case: the mean alone), with the number of cases left out if there are any."""
     if not summary["n"]:
         return "-"
-    text = f"{summary['mean']:.{digits}f} ± {summary['sd']:.{digits}f}"
+    text = f"{summary['mean']:.{digits}f}"
+    if summary["n"] > 1:
+        text += f" ± {summary['sd']:.{digits}f}"
     return f"{text} ({summary['n_undefined']} undefined)" if summary["n_undefined"] else text
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_anomaly.class_distances import Box, two_nearest_classes
+from nnunet_anomaly.class_distances import Box, label_boxes, two_nearest_classes
 from nnunet_anomaly.evaluation.overlap import OverlapCounts, dice, overlap_counts
 from nnunet_anomaly.geometry import ROUNDING
 from nnunet_anomaly.label_maps import check_pair
@@ -80,7 +80,7 @@ def gap_dice(
     """
     reference, prediction = check_pair(reference, prediction, spacing_mm)
     if labels is None:
-        labels = [int(label) for label in np.flatnonzero(np.bincount(reference.ravel())) if label]
+        labels = list(label_boxes(reference))
     gap = gap_region(reference, spacing_mm, width_mm=width_mm, labels=labels)
     if gap is None:
         return GapDice(dict.fromkeys(labels, math.nan), math.nan, 0)

@@ -37,7 +37,7 @@ def overlap_counts(
         GeometryError: shapes differ.
         LabelError: not label maps (see ``label_maps.as_label_map``), or a label below 1.
     """
-    check_labels(labels or ())
+    check_labels(() if labels is None else labels)
     reference, prediction = check_pair(reference, prediction)
     box = common_box(reference, prediction)
     counts = np.zeros((3, 1), dtype=np.int64)

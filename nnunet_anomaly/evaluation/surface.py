@@ -25,12 +25,11 @@ from itertools import product
 import numpy as np
 from scipy.spatial import cKDTree
 
+from nnunet_anomaly.geometry import ROUNDING
 from nnunet_anomaly.label_maps import check_labels, check_pair, common_box
 
 # How far the neighbours reach that are looked at before a KD-tree is made; changes the time, never the result.
 NEAR_VOXELS = 3
-# A distance counts as within a tolerance up to this relative rounding, so that 2 voxels of 0.365 mm are within 0.73 mm.
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +126,8 @@ def normalized_surface_dice(distances: SurfaceDistances, tolerance_mm: float) ->
     Boundary voxels are counted, as in MONAI's ``compute_surface_dice``; surface-distance sums the areas of surface
     elements. 0 when one surface is empty.
     """
-    if tolerance_mm < 0:
-        raise ValueError(f"tolerance_mm is {tolerance_mm}; it cannot be negative")
+    if not 0 <= tolerance_mm < math.inf:
+        raise ValueError(f"tolerance_mm is {tolerance_mm}; it must be finite and cannot be negative")
     pooled = distances.pooled_mm
     if not pooled.size:
         return math.nan

@@ -41,9 +41,10 @@ def gap_weights(
         LabelError: not a label map, or a label below 1.
         ValueError: an amplitude or erosion below 0, or a sigma that is not positive.
     """
-    if not (amplitude >= 0 and erosion_mm >= 0 and sigma_mm > 0):
+    if not (0 <= amplitude < math.inf and 0 <= erosion_mm < math.inf and 0 < sigma_mm < math.inf):
         raise ValueError(
-            f"amplitude {amplitude} and erosion_mm {erosion_mm} cannot be negative, sigma_mm {sigma_mm} not 0"
+            f"amplitude {amplitude}, erosion_mm {erosion_mm} and sigma_mm {sigma_mm} must be finite, the first two not "
+            "negative and sigma_mm positive"
         )
     weights = np.ones(np.shape(label_map), dtype=np.float32)
     # w - 1 falls below the error at this sum, and d2 is at most the sum

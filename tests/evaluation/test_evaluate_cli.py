@@ -105,6 +105,48 @@ def test_two_processes_give_the_same_tables(folders):
     assert one == {path.name: path.read_bytes() for path in (folders / "out").glob("*.*")}
 
 
+def test_failed_cases_are_listed_in_order_by_any_number_of_processes(folders, capsys):
+    for name, keep in (("case_0", 4000), ("case_1", 10), ("case_3", 10)):  # the first takes longest to fail
+        path = folders / f"aware/{name}.nii.gz"
+        path.write_bytes((path.read_bytes() * 40)[:keep])
+    said = []
+    for processes in ("1", "2", "3"):
+        assert evaluate(folders, "-np", processes) == 1
+        said.append((capsys.readouterr().err.split("failed:")[1], (folders / "out/summary.json").read_bytes()))
+    assert said[0] == said[1] == said[2]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+@pytest.mark.parametrize("damage", ["flipped", "cut off"])
+def test_damage_in_the_middle_of_a_cohort_is_named_in_every_format(tmp_path, ending, damage):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        image = sitk.GetImageFromArray(rng.integers(0, 3, (12, 40, 40)).astype(np.uint8))
+        for name in ("ref", "plain"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            sitk.WriteImage(image, str(tmp_path / name / f"case_{i}{ending}"), useCompression=True)
+    path = tmp_path / f"plain/case_1{ending}"
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(255 - value for value in content[middle : middle + 40])
+    path.write_bytes(content if damage == "flipped" else content[:middle])
+    assert evaluate(tmp_path, pred=("plain",)) == 1
+    assert list(read_json(tmp_path / "out/summary.json")["failed"]) == ["plain: case_1"]
+    assert {row["case"] for row in read_csv(tmp_path / "out/cases.csv")} == {"case_0", "case_2"}
+
+
+def test_a_tolerance_of_whole_voxels_is_reached_with_the_rounding_of_nifti(tmp_path):
+    reference = np.zeros((20, 20, 20), np.uint8)
+    reference[5:10, 5:10, 5:10] = 1
+    for ending in (".nii.gz", ".mha"):
+        write(reference, tmp_path / f"ref/case{ending}", (0.365, 0.365, 0.7))
+        write(np.roll(reference, 2, axis=2), tmp_path / f"plain/case{ending}", (0.365, 0.365, 0.7))
+        assert evaluate(tmp_path, "--nsd-tolerance-mm", "0.73", pred=("plain",)) == 0
+        assert read_csv(tmp_path / "out/cases.csv")[0]["nsd"] == "1.0"
+        for name in ("ref", "plain"):
+            (tmp_path / name / f"case{ending}").unlink()
+
+
 def test_bad_cases_are_named_and_the_others_go_on(folders, capsys):
     (folders / "aware/case_0.nii.gz").unlink()
     write(blocks(), folders / "aware/case_1.nii.gz", (0.5, 0.5, 1.0))
@@ -196,6 +238,9 @@ def test_a_label_that_no_reference_has_is_shown_with_its_empty_reference(folders
     [
         (("-l", "femur"), "'femur'"),
         (("-l", "0"), "'0'"),
+        (("-l", "²"), "'²'"),
+        (("-l", "70000"), "'70000'"),
+        (("--nsd-tolerance-mm", "inf"), "finite"),
         (("--names", "one"), "--names must give 2"),
         (("--names", "one", "one"), "--names must give 2"),
         (("--names", "one", "a/b"), "'a/b'"),
