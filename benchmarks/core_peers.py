@@ -21,10 +21,9 @@ def surfaces_by_surface_distance(data: Arrays, prediction: str) -> Any:
         ours, theirs = data["knee"] == label, data[prediction] == label
         distances = peer.compute_surface_distances(ours, theirs, KNEE_MM)
         asd = float(np.mean(peer.compute_average_surface_distance(distances)))
-        peer.compute_robust_hausdorff(distances, 95)
-        hd = peer.compute_robust_hausdorff(distances, 100)
+        hd, hd95 = (peer.compute_robust_hausdorff(distances, percentile) for percentile in (100, 95))
         nsd = peer.compute_surface_dice_at_tolerance(distances, TOLERANCE_MM)
-        rows.append([peer.compute_dice_coefficient(ours, theirs), asd, hd, nsd])
+        rows.append([peer.compute_dice_coefficient(ours, theirs), asd, hd, hd95, nsd])
     return np.array(rows)
 
 
@@ -41,10 +40,10 @@ def surfaces_by_monai(data: Arrays, prediction: str) -> Any:
         peer.compute_dice(theirs, ours),
         peer.compute_average_surface_distance(theirs, ours, symmetric=True, **options),
         peer.compute_hausdorff_distance(theirs, ours, **options),
-        peer.compute_surface_dice(theirs, ours, class_thresholds=[TOLERANCE_MM] * len(LABELS), **options),
         peer.compute_hausdorff_distance(theirs, ours, percentile=95, **options),
+        peer.compute_surface_dice(theirs, ours, class_thresholds=[TOLERANCE_MM] * len(LABELS), **options),
     ]
-    return np.stack([column[0].numpy() for column in columns[:4]], axis=1)
+    return np.stack([column[0].numpy() for column in columns], axis=1)
 
 
 def largest_by_nnunet(labels: np.ndarray, values: tuple[int, ...]) -> np.ndarray:

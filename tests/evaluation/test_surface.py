@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from nnunet_anomaly.errors import GeometryError, LabelError
 from nnunet_anomaly.evaluation import surface
@@ -156,6 +157,29 @@ def test_small_errors_need_no_tree(monkeypatch):
     monkeypatch.setattr(surface, "cKDTree", lambda *args, **kwargs: made.append(args))
     assert hausdorff_distance_mm(measure(reference, prediction, (1, 1, 1))) == 1
     assert not made
+
+
+def test_only_far_points_are_looked_for_in_a_tree(monkeypatch):
+    """Counts work instead of seconds: of all surface points those of the island alone are searched for."""
+    reference = np.zeros((30, 30, 60), dtype=bool)
+    reference[5:25, 5:25, 5:25] = True
+    prediction = np.roll(reference, 1, axis=1)
+    prediction[10:12, 10:12, 50:52] = True
+    searched, made = [], []
+
+    class CountingTree(cKDTree):
+        def __init__(self, points, **options):
+            made.append(len(points))
+            super().__init__(points, **options)
+
+        def query(self, points):
+            searched.append(len(points))
+            return super().query(points)
+
+    monkeypatch.setattr(surface, "cKDTree", CountingTree)
+    assert hausdorff_distance_mm(measure(reference, prediction, (1, 1, 1))) == pytest.approx(27)
+    assert searched == [8]
+    assert made == [20**3 - 18**3]
 
 
 def cube_pair(size: int, shift: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
