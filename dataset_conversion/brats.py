@@ -108,8 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["lesion", "regions"],
         default="lesion",
         help="lesion: labels 1 brain and 2 lesion, which is every part of the tumour and the resection cavity; "
-        "regions: brain, whole tumor, tumor core, enhancing tumor and resection cavity as overlapping regions of nnU-Net "
-        "(default: %(default)s)",
+        "regions: brain, whole tumor, tumor core, enhancing tumor and resection cavity as overlapping regions of "
+        "nnU-Net (default: %(default)s)",
     )
     add_brain_arguments(parser, stripped=True)
     add_lesion_arguments(parser)

@@ -69,8 +69,6 @@ def convert_lesion_release(
         description: of the dataset.
         read_lesions: at module level, or a ``partial`` of such a function, so that workers can import it.
         origin: options of the release's own that change what is written.
-
-    Raises:
     """
     options = brain_options(args)
     cases = with_brain_masks(with_roles(args, cases), options)

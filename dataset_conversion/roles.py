@@ -71,8 +71,8 @@ def with_roles(args: argparse.Namespace, cases: Sequence[Case]) -> list[Case]:
     if len(test) == len(free):
         raise InputError(
             f"{args.release}: no case is left for imagesTr, and nnU-Net needs one: of {len(cases)} cases "
-            f"{len(cases) - len(free)} are held out by the release or by --test-list, and --test draws {len(test)}. Draw "
-            "fewer, or give the folder that holds the training part too."
+            f"{len(cases) - len(free)} are held out by the release or by --test-list, and --test draws {len(test)}. "
+            "Draw fewer, or give the folder that holds the training part too."
         )
     return [
         replace(case, test=case.test or case.case_id in test, role=case.role or _role(case, test, validation))
