@@ -209,7 +209,7 @@ def which_release(release: Path, folders: Mapping[str, Sequence[Path]], year: st
         raise InputError(f"--year is {year}, but the cases in {release} are named as in BraTS {'/'.join(years)}.")
     if len(years) > 1 and year is None:
         above = " ".join({"/".join(_parts(path, release)[:-1]) for paths in folders.values() for path in paths})
-        years = frozenset(candidate for candidate in years if candidate in above)
+        years = frozenset(candidate for candidate in years if re.search(rf"(?<!\d){candidate}(?!\d)", above))
         if len(years) != 1:
             raise InputError(
                 f"{release}: BraTS GLI of 2023 and of 2024 look alike, and the folders do not say which this is. Give "

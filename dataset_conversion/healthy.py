@@ -26,6 +26,7 @@ from nnunet_anomaly.dataset_conversion.brain import (
 from nnunet_anomaly.dataset_conversion.lesions import mask_image
 from nnunet_anomaly.dataset_conversion.roles import add_role_arguments, make_folds, role_options, save_roles, with_roles
 from nnunet_anomaly.dataset_conversion.runner import Case, add_common_arguments, convert_cases, open_writer
+from nnunet_anomaly.dataset_conversion.splits import some_of
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.label_maps import case_name
@@ -44,7 +45,7 @@ NAMES = (
     re.compile(r"(?P<subject>IXI\d+)-(?P<site>[A-Za-z]+)-"),
     re.compile(r"(?P<subject>OAS[12]_\d{4})_(?P<visit>MR\d+)"),
     re.compile(r"(?P<subject>OAS3\d{4})_(?:\w*?_)??(?:ses-)?(?P<visit>d\d{4})"),
-    re.compile(r"(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<visit>ses-[A-Za-z0-9]+))?"),
+    re.compile(r"(?<![A-Za-z0-9])(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<visit>ses-[A-Za-z0-9]+))?"),
 )
 NOT_AN_IMAGE = tuple(suffix for suffix in MASK_SUFFIXES if suffix)
 
@@ -98,7 +99,8 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
     A case has its file's name; where two files have one name, the names of the folders come before it.
 
     Raises:
-        InputError: there is no such folder or no such file.
+        InputError: there is no such folder or no such file, or a subject's visit has more than one: they may well be of
+            different sequences.
     """
     inner = masks if masks is not None and masks.resolve() != release.resolve() else None
     files = [
@@ -111,7 +113,15 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
     if not files:
         raise InputError(f"{release} has no NIfTI image that fits '{pattern}'.")
     number = Counter(map(case_name, files))
-    return [_case(path, release, number[case_name(path)] > 1) for path in files]
+    cases = [_case(path, release, number[case_name(path)] > 1) for path in files]
+    visits = Counter((case.subject, case.visit) for case in cases)
+    doubled = [case.case_id for case in cases if visits[case.subject, case.visit] > 1]
+    if doubled:
+        raise InputError(
+            f"{release} has more than one image of the same visit of a subject: {some_of(doubled)}. Choose one sequence "
+            "and one run by --pattern, such as '*-T1.nii.gz'."
+        )
+    return cases
 
 
 def _case(path: Path, release: Path, by_folders: bool) -> Case:

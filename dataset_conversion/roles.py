@@ -95,35 +95,45 @@ def stratum_of_subjects(cases: Sequence[Case]) -> dict[str, str]:
 
 
 def draw(cases: Sequence[Case], number: int, seed: int, option: str) -> set[str]:
-    """Names of ``number`` cases, all of a subject's or none, every stratum in proportion to within one subject.
+    """Names of ``number`` cases, all of a subject's or none, from every stratum in proportion to its cases.
 
-    Within a stratum subjects are shuffled by the seed and then lie evenly between 0 and 1; those that lie lowest are
-    taken. A subject with more cases than are still wanted is passed over.
+    Shares are rounded by largest remainder, so that a stratum's differs from its exact one by less than a case, unless
+    subjects with several cases do not fit into it; then subjects of other strata make up the number.
 
     Raises:
         InputError: there are not so many cases, or whole subjects do not add up to the number.
     """
     if not 0 <= number <= len(cases):
         raise InputError(f"{option} is {number}; there are {len(cases)} cases to draw from.")
-    names, members = defaultdict(list), defaultdict(list)
+    names, sizes = defaultdict(list), Counter[str]()
+    stratum_of = stratum_of_subjects(cases)
     for case in cases:
         names[case.subject].append(case.case_id)
-    for subject, stratum in sorted(stratum_of_subjects(cases).items()):
-        members[stratum].append(subject)
-    places = {}
-    for stratum, subjects in members.items():
-        start = order_key(seed, "stratum", stratum) / 2**64
-        subjects.sort(key=lambda subject: order_key(seed, subject))
-        places.update({subject: (index + start) / len(subjects) for index, subject in enumerate(subjects)})
-    drawn: set[str] = set()
-    for subject in sorted(places, key=lambda subject: (places[subject], subject)):
-        if len(drawn) + len(names[subject]) <= number:
-            drawn.update(names[subject])
-    if len(drawn) != number:
-        raise InputError(
-            f"{option} {number} would part the scans of one subject; {len(drawn)} is what whole subjects add up to."
-        )
-    return drawn
+        sizes[stratum_of[case.subject]] += 1
+    left = shares(sizes, number, seed)
+    shuffled = sorted(names, key=lambda subject: order_key(seed, subject))
+    drawn: dict[str, list[str]] = {}
+    for subject in shuffled:
+        if len(names[subject]) <= left[stratum_of[subject]]:
+            left[stratum_of[subject]] -= len(names[subject])
+            drawn[subject] = names[subject]
+    missing = sum(left.values())
+    for subject in shuffled:
+        if subject not in drawn and len(names[subject]) <= missing:
+            missing -= len(names[subject])
+            drawn[subject] = names[subject]
+    if missing:
+        raise InputError(f"{option} {number} would part the scans of a subject; try {number - missing}.")
+    return {name for members in drawn.values() for name in members}
+
+
+def shares(sizes: Mapping[str, int], number: int, seed: int) -> dict[str, int]:
+    """``number`` parted in proportion to ``sizes``, rounded by largest remainder; the seed decides between equal ones."""
+    total = sum(sizes.values())
+    parts = {name: divmod(number * size, total) for name, size in sizes.items()}
+    ranked = sorted(parts, key=lambda name: (-parts[name][1], order_key(seed, "stratum", name)))
+    more = set(ranked[: number - sum(whole for whole, _ in parts.values())])
+    return {name: whole + (name in more) for name, (whole, _) in parts.items()}
 
 
 def read_strata(path: Path, cases: Sequence[Case]) -> dict[str, str]:

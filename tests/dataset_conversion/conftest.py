@@ -169,7 +169,7 @@ def tools() -> SimpleNamespace:
 
 
 def head(seed: int, shape: tuple[int, int, int] = (10, 12, 14)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image with a skull (int16), brain mask, lesion (uint8, 1 to 3 from outside to inside); the same in no direction."""
+    """Image with a skull (int16), brain mask, lesion (uint8, 1 to 3 inwards); the same in no two directions."""
     rng = np.random.default_rng(seed)
     z, y, x = np.indices(shape)
     place = (z - 4.5) ** 2 / 16 + (y - 6) ** 2 / 20 + (x - 7.5) ** 2 / 30

@@ -145,6 +145,11 @@ def test_missing_mask_and_damaged_image_are_named(release, masks, raw):
     assert "not readable as an image" in failed[IXI[1]]
 
 
+def test_more_than_one_image_of_a_visit_is_refused(release, masks, raw, capsys):
+    assert convert(release, "--brain-masks", masks) == 2
+    assert "IXI002-Guys-0828-T1, IXI002-Guys-0828-T2. Choose one sequence" in capsys.readouterr().err
+
+
 def test_nothing_that_fits_is_refused(release, masks, raw, capsys):
     assert convert(release, "--pattern", "*-PD.nii.gz", "--brain-masks", masks) == 2
     assert "has no NIfTI image that fits '*-PD.nii.gz'" in capsys.readouterr().err
