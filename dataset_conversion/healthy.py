@@ -118,8 +118,8 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
     doubled = [case.case_id for case in cases if visits[case.subject, case.visit] > 1]
     if doubled:
         raise InputError(
-            f"{release} has more than one image of the same visit of a subject: {some_of(doubled)}. Choose one sequence "
-            "and one run by --pattern, such as '*-T1.nii.gz'."
+            f"{release} has more than one image of the same visit of a subject: {some_of(doubled)}. Choose one "
+            "sequence and one run by --pattern, such as '*-T1.nii.gz'."
         )
     return cases
 

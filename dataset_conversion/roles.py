@@ -128,7 +128,7 @@ def draw(cases: Sequence[Case], number: int, seed: int, option: str) -> set[str]
 
 
 def shares(sizes: Mapping[str, int], number: int, seed: int) -> dict[str, int]:
-    """``number`` parted in proportion to ``sizes``, rounded by largest remainder; the seed decides between equal ones."""
+    """``number`` parted in proportion to ``sizes``, rounded by largest remainder; the seed decides between equals."""
     total = sum(sizes.values())
     parts = {name: divmod(number * size, total) for name, size in sizes.items()}
     ranked = sorted(parts, key=lambda name: (-parts[name][1], order_key(seed, "stratum", name)))
