@@ -190,12 +190,6 @@ def nifti_files(folder: Path) -> list[Path]:
     )
 
 
-def read_volume(path: Path) -> sitk.Image:
-    """Read an image (see ``read_image``); a fourth axis of length 1, which some tools write, is dropped."""
-    image = read_image(path)
-    return image[:, :, :, 0] if image.GetDimension() == 4 and image.GetSize()[3] == 1 else image
-
-
 def read_mask(path: Path, image: sitk.Image, what: str) -> np.ndarray:
     """A mask (what is not 0) on the grid of an image: bool array (z, y, x).
 
@@ -205,7 +199,7 @@ def read_mask(path: Path, image: sitk.Image, what: str) -> np.ndarray:
     """
     import SimpleITK as sitk
 
-    return sitk.GetArrayFromImage(on_grid_of(read_volume(path), image, f"{what} {path.name}")) > 0
+    return sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"{what} {path.name}")) > 0
 
 
 def brain_mask(case: Case, images: Sequence[sitk.Image], options: BrainOptions) -> np.ndarray:
@@ -316,7 +310,7 @@ def n4_corrected(image: sitk.Image, brain: np.ndarray, shrink: int) -> sitk.Imag
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"N4 failed on an image shrunk to {small.GetSize()} voxels: {reason}") from error
-    corrected = image / sitk.Exp(field)
+    corrected = sitk.Divide(image, sitk.Exp(field))
     if not np.isfinite(sitk.GetArrayViewFromImage(corrected)).all():
         raise InputError(f"N4 found no bias field on an image shrunk to {small.GetSize()} voxels; try --n4 1.")
     return corrected

@@ -17,7 +17,6 @@ from nnunet_anomaly.dataset_conversion.brain import (
     brain_mask,
     brain_options,
     prepared,
-    read_volume,
     with_brain_masks,
 )
 from nnunet_anomaly.dataset_conversion.grids import on_grid_of
@@ -33,6 +32,7 @@ from nnunet_anomaly.dataset_conversion.roles import (
 from nnunet_anomaly.dataset_conversion.runner import Case, convert_cases, open_writer
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter
 from nnunet_anomaly.errors import LabelError
+from nnunet_anomaly.files import read_image
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -122,9 +122,9 @@ def read_channels(case: Case, names: Sequence[str]) -> list[sitk.Image]:
         InputError: one is missing or damaged.
         GeometryError: their voxels do not coincide.
     """
-    first = read_volume(case.sources[names[0]])
+    first = read_image(case.sources[names[0]])
     others = [
-        on_grid_of(read_volume(case.sources[name]), first, f"{name} image {case.sources[name].name}")
+        on_grid_of(read_image(case.sources[name]), first, f"{name} image {case.sources[name].name}")
         for name in names[1:]
     ]
     return [first, *others]

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 from nnunet_anomaly.cli.main import main
-from nnunet_anomaly.dataset_conversion.brain import n4_corrected
+from nnunet_anomaly.dataset_conversion.brain import BrainOptions, n4_corrected, prepared
 from nnunet_anomaly.dataset_conversion.healthy import list_cases
 
 IXI = ["IXI002-Guys-0828-T1", "IXI012-HH-1211-T1", "IXI013-HH-1212-T1", "IXI014-IOP-0001-T1", "IXI015-Guys-0900-T1"]
@@ -162,40 +163,45 @@ def test_going_on_with_other_options_is_refused(release, masks, raw, capsys):
     assert "was made with brain =" in capsys.readouterr().err
 
 
-def test_denoising_smooths_the_brain_and_leaves_the_rest_at_0(release, masks, raw, heads):
-    assert convert(release, "--pattern", "*-T1*", "--brain-masks", masks, "--denoise") == 0
-    grey, brain, lesion = heads.head(0)
-    image = heads.read(dataset(raw) / "imagesTr" / f"{IXI[0]}_0000.nii.gz")
+def ball(size: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """A round brain (bool) and its tissue, in layers of 60 and 100."""
+    z, y, x = np.indices((size, size, size)) / size
+    brain = (z - 0.5) ** 2 + (y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.2
+    return brain, np.where((x * 4).astype(int) % 2, 100.0, 60.0) * brain
+
+
+def test_denoising_takes_noise_out_and_leaves_edges():
+    brain, tissue = ball()
+    noisy = tissue + np.random.default_rng(0).normal(0, 3, tissue.shape)
+    image = sitk.GetImageFromArray(np.where(brain, noisy, 0).astype(np.float32))
+    result = sitk.GetArrayFromImage(prepared(image, brain, BrainOptions(denoise=True)))
+    assert not result[~brain].any()  # not smeared out of the brain
+    inner = ndimage.binary_erosion(brain, iterations=3)
+    assert np.abs(result - tissue)[inner].mean() < 0.5 * np.abs(noisy - tissue)[inner].mean()
+    assert result[20, 20, 21] - result[20, 20, 18] > 35  # of 40
+
+
+def test_denoising_and_n4_run_from_the_command(tmp_path, raw, heads):
+    brain, tissue = ball(20)
+    for name in "ab":
+        heads.write(tmp_path / "in" / f"{name}.nii.gz", tissue.astype(np.int16))
+    assert convert(tmp_path / "in", "--stripped", "--n4", "2", "--denoise") == 0
+    image = heads.read(dataset(raw) / "imagesTr" / "a_0000.nii.gz")
     assert image.dtype == np.float32
-    assert not image[~brain].any()
-    plain = brain & (lesion == 0)
-    assert 0 < image[plain].std() < 0.9 * grey[plain].std()
+    assert not image[~brain].any() and (image[brain] > 0).all()
+    assert not np.array_equal(image, tissue)
 
 
 def test_n4_takes_out_a_bias_field():
-    shape = (40, 40, 40)
-    z, y, x = np.indices(shape) / 40
-    brain = (z - 0.5) ** 2 + (y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.2
-    tissue = np.where((x * 8).astype(int) % 2, 100.0, 60.0)
-    noise = np.random.default_rng(0).normal(0, 1, shape)
-    image = sitk.GetImageFromArray(((tissue + noise) * np.exp(0.6 * (y - 0.5)) * brain).astype(np.float32))
-    corrected = sitk.GetArrayFromImage(n4_corrected(image, brain, 2))
-    before = sitk.GetArrayFromImage(image)
+    brain, tissue = ball()
+    field = np.exp(0.6 * (np.arange(40)[:, None] / 40 - 0.5))
+    noise = np.random.default_rng(0).normal(0, 1, tissue.shape)
+    image = sitk.GetImageFromArray(((tissue + noise) * field * brain).astype(np.float32))
+    corrected = n4_corrected(image, brain, 2)
+    assert corrected.GetPixelID() == sitk.sitkFloat32
 
-    def spread(array: np.ndarray) -> float:
-        bright = array[brain & (tissue == 100)]
+    def spread(image: sitk.Image) -> float:
+        bright = sitk.GetArrayFromImage(image)[tissue == 100]
         return bright.std() / bright.mean()
 
-    assert spread(corrected) < 0.4 * spread(before)
-
-
-def test_n4_runs_from_the_command(tmp_path, raw, heads):
-    for seed in range(2):
-        grey, brain, _ = heads.head(seed)
-        heads.write(tmp_path / "in" / f"p{seed}.nii.gz", np.where(brain, grey, 0).astype(np.int16))
-    assert convert(tmp_path / "in", "--stripped", "--n4", 1) == 0
-    image = heads.read(dataset(raw) / "imagesTr" / "p0_0000.nii.gz")
-    grey, brain, _ = heads.head(0)
-    assert image.dtype == np.float32
-    assert not image[~brain].any() and (image[brain] > 0).all()
-    assert not np.array_equal(image, grey * brain)
+    assert spread(corrected) < 0.4 * spread(image)

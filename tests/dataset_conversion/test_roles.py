@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_anomaly.dataset_conversion.roles import draw, make_folds, read_strata
@@ -61,6 +61,7 @@ def test_scans_of_a_subject_are_drawn_together_or_not_at_all():
         draw(cases, -1, 0, "--test")
 
 
+@settings(deadline=None)  # the first example imports nnU-Net
 @given(numbers_of_subjects)
 def test_stratified_folds_differ_by_one_subject_at_most(strata):
     cases = cases_of(strata)
