@@ -125,12 +125,18 @@ def test_2019_with_grades_sites_visits_and_both_endings(tmp_path, raw, heads):
         assert len({"BraTS19_TMC_0629_1", "BraTS19_TMC_0629_2"} & set(split["val"])) in (0, 2)
 
 
-def test_2021_with_one_more_folder_as_regions(tmp_path, raw, heads):
+def test_2021_with_one_more_folder_as_regions_that_nnunet_accepts(tmp_path, raw, heads, capsys):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
     release = tmp_path / "RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021"
     for number in range(2):
         write_case(heads, release / "TrainingData" / f"BraTS2021_{number:05d}", number)
     write_case(heads, release / "TrainingData" / "BraTS2021_00002" / "BraTS2021_00002", 2)
     assert convert(release, "--target", "regions") == 0
+    capsys.readouterr()
+    verify_dataset_integrity(str(dataset(raw)), 1)
+    said = capsys.readouterr().out
+    assert "Done" in said and "WARNING" not in said and "Error" not in said
     _, brain, lesion = heads.head(2)
     label = heads.read(dataset(raw) / "labelsTr" / "BraTS2021_00002.nii.gz")
     np.testing.assert_array_equal(label, np.where(lesion > 0, lesion + 1, brain))  # 4 of the release is 3, and + 1
@@ -282,7 +288,7 @@ def test_image_with_a_fourth_axis_of_one_is_read(release, raw, heads):
     name = NAMES_2020[0]
     path = release / "MICCAI_BraTS2020_TrainingData" / name / f"{name}_t1.nii"
     image = nibabel.load(path)
-    nibabel.save(nibabel.Nifti1Image(np.array(image.dataobj)[..., None], image.affine), path)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata().astype(np.int16)[..., None], image.affine), path)
     assert nibabel.load(path).ndim == 4
     assert convert(release) == 0
     assert heads.read(dataset(raw) / "imagesTr" / f"{name}_0000.nii.gz").shape == (10, 12, 14)

@@ -45,7 +45,9 @@ def load(raw: Path, name: str):
     return json.loads((dataset(raw) / f"{name}.json").read_text())
 
 
-def test_ixi_is_converted(release, masks, raw, heads):
+def test_ixi_is_converted_to_what_nnunet_accepts(release, masks, raw, heads, capsys):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
     assert convert(release, "--pattern", "*-T1.nii.gz", "--brain-masks", masks) == 0
     for seed, name in enumerate(IXI):
         grey, brain, _ = heads.head(seed)
@@ -59,6 +61,10 @@ def test_ixi_is_converted(release, masks, raw, heads):
     assert [cases[name]["stratum"] for name in IXI] == ["Guys", "HH", "HH", "IOP", "Guys"]
     assert cases[IXI[0]]["subject"] == "IXI002"
     assert len(load(raw, "splits_final")) == 5
+    capsys.readouterr()
+    verify_dataset_integrity(str(dataset(raw)), 1)
+    said = capsys.readouterr().out
+    assert "Done" in said and "WARNING" not in said and "Error" not in said
 
 
 def test_validation_cases_are_the_one_fold(release, masks, raw):
@@ -178,7 +184,7 @@ def test_denoising_takes_noise_out_and_leaves_edges():
     assert not result[~brain].any()  # not smeared out of the brain
     inner = ndimage.binary_erosion(brain, iterations=3)
     assert np.abs(result - tissue)[inner].mean() < 0.5 * np.abs(noisy - tissue)[inner].mean()
-    assert result[20, 20, 21] - result[20, 20, 18] > 35  # of 40
+    assert result[20, 20, 18] - result[20, 20, 21] > 35  # of 40
 
 
 def test_denoising_and_n4_run_from_the_command(tmp_path, raw, heads):
