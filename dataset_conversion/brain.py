@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 HD_BET_NETWORK = "hd-bet_params/release_2*/fold_all/checkpoint_final.pth"  # below the home folder
-MASK_SUFFIXES = ("", "_mask", "_bet", "_brain_mask", "_brainmask")
+# the first of them that a case has is its mask: beside X_bet_mask, X_bet is an image (HD-BET 1), beside X_bet it is X
+MASK_SUFFIXES = ("_bet_mask", "_brain_mask", "_brainmask", "_mask", "_bet", "")
 DIFFUSION_STEP = 0.0625  # of the smallest voxel size; the largest at which the filter is stable in 3-D
 
 
@@ -73,7 +74,7 @@ def add_brain_arguments(parser: argparse.ArgumentParser, *, stripped: bool) -> N
         "--brain-masks",
         type=Path,
         metavar="PATH",
-        help="folder of brain masks, <case>.nii.gz or with _mask, _bet, _brain_mask or _brainmask before the ending; "
+        help="folder of brain masks, <case>.nii.gz or with _mask, _brain_mask, _bet or _bet_mask before the ending; "
         f"or one file that is the mask of all cases, as of a template{default}",
     )
     group.add_argument(
@@ -160,7 +161,10 @@ def with_brain_masks(cases: Sequence[Case], options: BrainOptions) -> list[Case]
 def _masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
     """Masks that are named like a case or like one of its images."""
     stems = {case.case_id, *(case_name(path) for role, path in case.sources.items() if not role.startswith("lesion"))}
-    return sorted({path for stem in stems for suffix in MASK_SUFFIXES for path in files.get(stem + suffix, [])})
+    for suffix in MASK_SUFFIXES:
+        if found := sorted({path for stem in stems for path in files.get(stem + suffix, [])}):
+            return found
+    return []
 
 
 def _with_brain_mask(case: Case, masks: list[Path], claims: Mapping[Path, int], folder: Path) -> Case:
@@ -191,7 +195,7 @@ def nifti_files(folder: Path) -> list[Path]:
 
 
 def read_mask(path: Path, image: sitk.Image, what: str) -> np.ndarray:
-    """A mask (what is not 0) on the grid of an image: bool array (z, y, x).
+    """A mask (what is above 0) on the grid of an image: bool array (z, y, x).
 
     Raises:
         InputError: it is not readable.
@@ -202,15 +206,26 @@ def read_mask(path: Path, image: sitk.Image, what: str) -> np.ndarray:
     return sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"{what} {path.name}")) > 0
 
 
+def read_brain_mask(path: Path, image: sitk.Image) -> np.ndarray:
+    """As ``read_mask``; a file of more than two values, which is an image rather than a mask, is a ``LabelError``."""
+    import SimpleITK as sitk
+
+    voxels = sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"brain mask {path.name}"))
+    if not np.isin(voxels, (voxels.min(), voxels.max())).all():
+        raise LabelError(f"{path} has more than two values: it is no brain mask. Give a file of 0 and 1.")
+    return voxels > 0
+
+
 def brain_mask(case: Case, images: Sequence[sitk.Image], options: BrainOptions) -> np.ndarray:
     """Brain of a case as bool array (z, y, x) on the grid of its images.
 
     Raises:
-        InputError: the mask is empty or is the whole image, or HD-BET failed.
+        InputError: the mask is not readable, or HD-BET failed.
+        LabelError: the mask is empty or the whole image, or a given one has more than two values.
         GeometryError: the mask is on another grid.
     """
     if options.masks is not None:
-        brain, source = read_mask(case.sources["brain_mask"], images[0], "brain mask"), "its brain mask"
+        brain, source = read_brain_mask(case.sources["brain_mask"], images[0]), "its brain mask"
     elif options.hd_bet is not None:
         brain, source = hd_bet_mask(images[0], options.hd_bet), "HD-BET's brain mask"
     else:
@@ -247,7 +262,7 @@ def hd_bet_mask(image: sitk.Image, device: str) -> np.ndarray:
         if run.returncode != 0 or not mask.is_file():
             said = " ".join((run.stderr or run.stdout).strip().splitlines()[-3:])
             raise InputError(f"hd-bet failed with exit code {run.returncode}: {said or 'it wrote no mask'}")
-        return read_mask(mask, image, "brain mask by HD-BET")
+        return read_brain_mask(mask, image)
 
 
 # ---- what is done to images

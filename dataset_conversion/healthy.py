@@ -47,7 +47,6 @@ NAMES = (
     re.compile(r"(?P<subject>OAS3\d{4})_(?:\w*?_)??(?:ses-)?(?P<visit>d\d{4})"),
     re.compile(r"(?<![A-Za-z0-9])(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<visit>ses-[A-Za-z0-9]+))?"),
 )
-NOT_AN_IMAGE = tuple(suffix for suffix in MASK_SUFFIXES if suffix)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,12 +101,13 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
         InputError: there is no such folder or no such file, or a subject's visit has more than one: they may well be of
             different sequences.
     """
+    not_an_image = "mask" if masks is None else tuple(suffix for suffix in MASK_SUFFIXES if suffix)
     inner = masks if masks is not None and masks.resolve() != release.resolve() else None
     files = [
         path
         for path in nifti_files(release)
         if path.match(pattern)
-        and not case_name(path).endswith(NOT_AN_IMAGE)
+        and not case_name(path).endswith(not_an_image)
         and (inner is None or not path.resolve().is_relative_to(inner.resolve()))
     ]
     if not files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,10 @@ def test_20_with_its_testing_part_without_masks(tmp_path, raw, heads):
     assert not (dataset(raw) / "labelsTs").exists()
 
 
+def grey_image() -> sitk.Image:
+    return sitk.GaussianSource(sitk.sitkUInt8, [14, 12, 10])
+
+
 def spoil(path: Path, change) -> None:
     sitk.WriteImage(change(sitk.ReadImage(str(path))), str(path))
 
@@ -179,7 +184,11 @@ def test_lesion_outside_of_the_brain_mask_is_kept_and_noted(release, masks, raw,
     ("damage", "message"),
     [
         (Path.unlink, "found: none like 031800_t01.nii.gz"),
-        (lambda path: path.with_name("031800_t01_mask.nii.gz").write_bytes(path.read_bytes()), "found: 031800_t01.nii"),
+        (
+            lambda path: (path.parent / "a").mkdir() or shutil.copy(path, path.parent / "a"),
+            "found: 031800_t01.nii.gz, a/",
+        ),
+        (lambda path: spoil(path, lambda image: image * 0 + grey_image()), "has more than two values: it is no brain"),
         (lambda path: spoil(path, lambda image: image * 0), "its brain mask is empty"),
         (lambda path: spoil(path, lambda image: image * 0 + 1), "its brain mask is the whole image"),
         (lambda path: spoil(path, lambda image: image[2:]), "brain mask 031800_t01.nii.gz lies up to"),

@@ -318,6 +318,10 @@ def test_roles_are_drawn_and_masks_lie_apart(release, raw):
     assert names_in(dataset(raw) / "labelsTs") == of["test"]
     assert load(raw, "splits_final") == [{"train": of["train"], "val": of["validation"]}]
     assert load(raw, "cases")[of["test"][0]]["role"] == "test"
+    for lesions, part in (("lesionsVal", "Tr"), ("lesionsTs", "Ts")):  # the folders are what evaluate-anomaly takes
+        arguments = ["-ref", lesions, "-pred", f"images{part}", "--channel", "0", "-m", f"labels{part}", "-o", "out"]
+        paths = [str(dataset(raw) / word) if word[0] in "lio" else word for word in arguments]
+        assert main(["evaluate-anomaly", *paths, "-np", "1"]) == 0
     assert convert(release, *options) == 0  # goes on
     assert convert(release, "--validation", "1", "--test", "1", "--seed", "3") == 2
 

@@ -131,6 +131,18 @@ def test_masks_beside_the_images_are_no_images(tmp_path, raw, heads):
         assert len(list((raw / folder / "imagesTr").iterdir())) == 2
 
 
+def test_outputs_of_hd_bet_are_told_apart(tmp_path, raw, heads):
+    grey, brain, _ = heads.head(0)
+    for name in "ab":
+        heads.write(tmp_path / "in" / f"{name}.nii.gz", grey)
+    for name, array in (("a", grey * brain), ("a_bet", brain), ("b_bet", grey * brain), ("b_bet_mask", brain)):
+        heads.write(tmp_path / "bet" / f"{name}.nii.gz", array.astype(np.int16))
+    assert convert(tmp_path / "in", "--brain-masks", tmp_path / "bet") == 0
+    for name in "ab":
+        np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / f"{name}.nii.gz"), brain)
+    assert [case.case_id for case in list_cases(tmp_path / "bet", "*_bet.nii.gz", None)] == ["a_bet", "b_bet"]
+
+
 def test_image_that_is_stripped_already(tmp_path, raw, heads):
     for seed in range(2):
         grey, brain, _ = heads.head(seed)
