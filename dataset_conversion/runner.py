@@ -29,6 +29,8 @@ class Case:
         sources: the files and folders that it is made from, by role.
         details: what else to record of it; JSON.
         test: whether the release itself holds it out.
+        role: train, validation, test or unlabelled, where the converter draws roles; else ``None``.
+        stratum: its scanner, site or the like; ``None`` if unknown.
         problem: why it cannot be converted as the release is now; ``None`` if it can be tried.
     """
 
@@ -38,11 +40,14 @@ class Case:
     sources: Mapping[str, Path] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     test: bool = False
+    role: str | None = None
+    stratum: str | None = None
     problem: str | None = None
 
     def to_record(self, **more: Any) -> dict[str, Any]:
         """What is recorded of it in ``cases.json``."""
-        return {"subject": self.subject, "visit": self.visit, **self.details, **more}
+        drawn = {} if self.role is None else {"role": self.role, "stratum": self.stratum}
+        return {"subject": self.subject, "visit": self.visit, **drawn, **self.details, **more}
 
 
 def other_folds(dataset: Path) -> Path | None:

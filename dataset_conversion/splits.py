@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from nnunet_anomaly.errors import InputError, LeakageError
 Splits = list[dict[str, list[str]]]
 
 
-def folds_by_subject(subjects: Mapping[str, str], number: int = 5) -> Splits:
-    """nnU-Net's own shuffled folds (its fixed seed), drawn over subjects instead of cases.
+def folds_by_subject(subjects: Mapping[str, str], number: int = 5, strata: Mapping[str, str] | None = None) -> Splits:
+    """Folds over subjects instead of cases: nnU-Net's own shuffled ones (its fixed seed), or stratified.
 
     Args:
         subjects: subject of every training case.
         number: of folds; fewer when there are fewer subjects.
+        strata: scanner, site or the like of every subject. With at least two different ones, the subjects of each are
+            dealt out in turn, so that their numbers differ by one at most between folds, and so do the folds' sizes.
 
     Returns:
         ``splits_final.json``: for every fold ``train`` and ``val``, sorted. Empty for fewer than two subjects.
@@ -27,12 +30,29 @@ def folds_by_subject(subjects: Mapping[str, str], number: int = 5) -> Splits:
     number = min(number, len(cases_of))
     if number < 2:
         return []
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
+    if strata is not None and len({strata[subject] for subject in cases_of}) > 1:
+        dealt = sorted(cases_of, key=lambda subject: (strata[subject], order_key("folds", subject)))
+        held_out = [set(dealt[fold::number]) for fold in range(number)]
+        parts = [{"train": cases_of.keys() - fold, "val": fold} for fold in held_out]
+    else:
+        from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+        parts = [
+            {part: set(map(str, split[part])) for part in split}
+            for split in generate_crossval_split(sorted(cases_of), n_splits=number)
+        ]
     return [
-        {part: sorted(case_id for subject in split[part] for case_id in cases_of[str(subject)]) for part in split}
-        for split in generate_crossval_split(sorted(cases_of), n_splits=number)
+        {part: sorted(case_id for subject in split[part] for case_id in cases_of[subject]) for part in split}
+        for split in parts
     ]
+
+
+def order_key(*words: object) -> int:
+    """A number of 64 bits that looks random and is the same everywhere: ordering by it shuffles for good.
+
+    Unlike a shuffled list, the order of two names does not change when further names come in.
+    """
+    return int.from_bytes(hashlib.sha256("/".join(map(str, words)).encode()).digest()[:8], "big")
 
 
 def two_folds(first: Sequence[str], second: Sequence[str], subjects: Mapping[str, str]) -> Splits:
@@ -49,12 +69,12 @@ def two_folds(first: Sequence[str], second: Sequence[str], subjects: Mapping[str
     """
     both = sorted(set(first) & set(second))
     if both:
-        raise LeakageError(f"{_some(both)} are in both fold lists; each subject may be in one. Mend the lists.")
+        raise LeakageError(f"{some_of(both)} are in both fold lists; each subject may be in one. Mend the lists.")
     neither = sorted(case_id for case_id, subject in subjects.items() if subject not in {*first, *second})
     if neither:
         raise InputError(
-            f"{_some(neither)} are in neither of the two fold lists. Add them to one, hold them out with --test-list, "
-            "or leave out --two-fold."
+            f"{some_of(neither)} are in neither of the two fold lists. Add them to one, hold them out with "
+            "--test-list, or leave out --two-fold."
         )
     halves = [
         sorted(case_id for case_id, subject in subjects.items() if subject in set(half)) for half in (first, second)
@@ -77,7 +97,7 @@ def read_id_list(path: Path) -> list[str]:
     names = [line for line in lines if line and not line.startswith("#")]
     twice = sorted(name for name, number in Counter(names).items() if number > 1)
     if twice:
-        raise InputError(f"{path} has {_some(twice)} twice. Each name may be in it once.")
+        raise InputError(f"{path} has {some_of(twice)} twice. Each name may be in it once.")
     return names
 
 
@@ -95,7 +115,7 @@ def held_out_cases(names: Sequence[str], subjects: Mapping[str, str]) -> set[str
     wanted = set(names)
     unknown = sorted(wanted - set(subjects) - set(subjects.values()))
     if unknown:
-        raise InputError(f"The test list has {_some(unknown)}, which are no cases of this release.")
+        raise InputError(f"The test list has {some_of(unknown)}, which are no cases of this release.")
     held_out = {case_id for case_id, subject in subjects.items() if case_id in wanted or subject in wanted}
     of_subjects = {subjects[case_id] for case_id in held_out}
     left = sorted(
@@ -103,11 +123,11 @@ def held_out_cases(names: Sequence[str], subjects: Mapping[str, str]) -> set[str
     )
     if left:
         raise LeakageError(
-            f"{_some(left)} would be trained on, while other scans of the same subjects are held out. Put them on the "
-            "test list too, or the subjects instead of the cases."
+            f"{some_of(left)} would be trained on, while other scans of the same subjects are held out. Put them on "
+            "the test list too, or the subjects instead of the cases."
         )
     return held_out
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
+def some_of(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of
 from nnunet_anomaly.dataset_conversion.oai_tree import BASELINE, series_folders
 from nnunet_anomaly.dataset_conversion.runner import Case, add_common_arguments, convert_cases, open_writer
 from nnunet_anomaly.dataset_conversion.splits import folds_by_subject
@@ -56,6 +57,7 @@ DESCRIPTION = DatasetDescription(
 FILE_NAME = re.compile(r"(?P<subject>\d+)(?:_(?P<visit>\d+m))?_.*\.nii(\.gz)?")
 SEQUENCE = "DESS"
 HEADER = "header"
+HEADER_ADVICE = "; if the header is wrong, use --flip per-case"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -213,7 +215,7 @@ def place_label(label: sitk.Image, image: sitk.Image, option: str) -> tuple[sitk
 
     grey = sitk.GetArrayFromImage(image)
     if option == HEADER:
-        array = sitk.GetArrayFromImage(on_grid_of(label, image))
+        array = sitk.GetArrayFromImage(on_grid_of(label, image, advice=HEADER_ADVICE))
     else:
         array = sitk.GetArrayFromImage(label)
         array = array if array.shape == grey.shape else np.moveaxis(array, -1, 0)
@@ -226,29 +228,3 @@ def place_label(label: sitk.Image, image: sitk.Image, option: str) -> tuple[sitk
     placed = sitk.GetImageFromArray(np.ascontiguousarray(flipped(array, flip)))
     placed.CopyInformation(image)
     return placed, {"option": option, "flip": flip, "score": round(scores[flip], 3)}, notes
-
-
-def on_grid_of(label: sitk.Image, image: sitk.Image) -> sitk.Image:
-    """A label map whose voxels coincide with the image's, in the image's axes; exact, nothing is interpolated.
-
-    Raises:
-        GeometryError: the voxels do not coincide (a tenth of a voxel at the corners).
-    """
-    import SimpleITK as sitk
-
-    tolerance_mm = 0.1 * min(image.GetSpacing())
-    ours, theirs = _corners_mm(image), _corners_mm(label)
-    distances_mm = np.linalg.norm(ours[:, None] - theirs[None], axis=-1).min(axis=1)
-    if sorted(label.GetSize()) != sorted(image.GetSize()) or distances_mm.max() > tolerance_mm:
-        raise GeometryError(
-            f"by its header the label lies up to {distances_mm.max():.3g} mm off the image ({label.GetSize()} and "
-            f"{image.GetSize()} voxels); if the header is wrong, use --flip per-case"
-        )
-    return sitk.Resample(label, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0, label.GetPixelID())
-
-
-def _corners_mm(image: sitk.Image) -> np.ndarray:
-    """Places of the eight corner voxels in the patient."""
-    last = np.array(image.GetSize()) - 1
-    corners = [[int(n) for n in last * np.array(bits)] for bits in np.ndindex(2, 2, 2)]
-    return np.array([image.TransformIndexToPhysicalPoint(corner) for corner in corners])

@@ -5,6 +5,7 @@ What it makes::
     DatasetXXX_Name/
         imagesTr/<case>_0000.nii.gz ...  labelsTr/<case>.nii.gz     finished training cases
         imagesTs/...                     labelsTs/...               finished test cases
+        lesionsTr/<case>.nii.gz ...                                 masks beside the dataset (``MASK_FOLDERS``)
         dataset.json  splits_final.json                             of the finished cases alone
         cases.json                                                  where each case came from, its grid, its side ...
         integrity_report.json                                       is the dataset complete, and what is in it
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 FILE_ENDING = ".nii.gz"
 IMAGE_FOLDERS = {False: "imagesTr", True: "imagesTs"}
 LABEL_FOLDERS = {False: "labelsTr", True: "labelsTs"}
+# masks of 0 and 1 beside the dataset, which nnU-Net does not look at: lesions of training, validation and test cases
+# alone, and the brain of test cases without label map
+MASK_FOLDERS = ("lesionsTr", "lesionsVal", "lesionsTs", "brainsTs")
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,10 @@ class DatasetDescription:
     Attributes:
         channel_names: of every image channel, in order; nnU-Net picks the normalisation by them.
         labels: name to value, ``background`` 0 first, consecutive.
-        roi_labels: names of the labels in which anomalies are looked for.
+        roi_labels: names of the labels (with regions: of the regions) in which anomalies are looked for.
         converted_by: the command that made the dataset.
+        regions: name to values, where nnU-Net is to learn overlapping regions instead of labels; from large to small.
+        regions_class_order: value that a prediction gets in each region, in the order in which they are painted.
     """
 
     channel_names: Sequence[str]
@@ -55,13 +61,17 @@ class DatasetDescription:
     reference: str
     licence: str
     release: str = ""
+    regions: Mapping[str, Sequence[int]] | None = None
+    regions_class_order: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if list(self.labels.values()) != list(range(len(self.labels))):
             raise ValueError(f"labels must be 0, 1, 2, ... in order, not {list(self.labels.values())}")
-        unknown = set(self.roi_labels) - set(self.labels)
+        if self.regions is not None and len(self.regions) != len(self.regions_class_order or ()):
+            raise ValueError(f"regions_class_order must have one value for each of {list(self.regions)}")
+        unknown = set(self.roi_labels) - set(self.labels if self.regions is None else self.regions)
         if unknown:
-            raise ValueError(f"roi_labels has {sorted(unknown)}, which labels has not")
+            raise ValueError(f"roi_labels has {sorted(unknown)}, which labels or regions have not")
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ class DatasetWriter:
 
     def _refuse_foreign_cases(self, case_ids: set[str]) -> None:
         """Refuse image and label files of cases that this release does not have."""
-        for folder_name in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values()):
+        for folder_name in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values(), *MASK_FOLDERS):
             crop = len(FILE_ENDING) + (len("_0000") if folder_name in IMAGE_FOLDERS.values() else 0)
             for path in sorted((self.folder / folder_name).glob("*")):
                 if not path.name.startswith(".partial_") and path.name[:-crop] not in case_ids:
@@ -159,6 +169,12 @@ class DatasetWriter:
         """File of the label map of a case."""
         return self.folder / LABEL_FOLDERS[test] / f"{case_id}{FILE_ENDING}"
 
+    def mask_path(self, case_id: str, folder_name: str) -> Path:
+        """File of one of the masks of a case; the folder is one of ``MASK_FOLDERS``."""
+        if folder_name not in MASK_FOLDERS:
+            raise ValueError(f"{folder_name} is none of {', '.join(MASK_FOLDERS)}")
+        return self.folder / folder_name / f"{case_id}{FILE_ENDING}"
+
     def record(self, case_id: str) -> dict[str, Any] | None:
         """What was recorded of a finished case; ``None`` if it is not finished."""
         path = self._record_path(case_id)
@@ -182,6 +198,7 @@ class DatasetWriter:
         label: sitk.Image | None,
         *,
         test: bool = False,
+        masks: Mapping[str, sitk.Image] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Check one case and write it whole, or leave nothing of it.
@@ -191,6 +208,7 @@ class DatasetWriter:
             images: one 3-D image per channel.
             label: label map on the same grid; ``None`` only for a test case without reference.
             test: whether it goes to ``imagesTs`` and ``labelsTs``.
+            masks: masks of 0 and 1 on the same grid by folder, of ``MASK_FOLDERS``; they may be empty.
             details: what else to record of it (subject, side, sources ...); JSON.
 
         Returns:
@@ -198,7 +216,7 @@ class DatasetWriter:
 
         Raises:
             InputError: wrong number of channels, NaN or infinity, an image of one value, a case written before.
-            GeometryError: channels and label are not on one grid.
+            GeometryError: channels, label and masks are not on one grid.
             LabelError: labels that are not in the list, fractions, or no label at all.
             OSError: it could not be written, for example because the disk is full.
         """
@@ -211,11 +229,16 @@ class DatasetWriter:
             check_same_grid(case_id, images[0], label, "label map")
             values = check_labels(case_id, label, self.description.labels)
             facts["label_voxels"] = values
+        masks = masks or {}
+        for folder_name, mask in masks.items():
+            check_same_grid(case_id, images[0], mask, f"mask for {folder_name}")
         try:
             for image, path in zip(images, self.image_paths(case_id, test), strict=True):
                 write_image(image, path)
             if label is not None:
                 write_image(_as_uint8(label), self.label_path(case_id, test))
+            for folder_name, mask in masks.items():
+                write_image(_as_uint8(mask), self.mask_path(case_id, folder_name))
             record = {"test": test, **(details or {}), **facts, "files": self._file_sizes(case_id, test)}
             save_json(record, self._record_path(case_id))
         except BaseException:
@@ -224,7 +247,8 @@ class DatasetWriter:
         return record
 
     def _case_files(self, case_id: str, test: bool) -> list[Path]:
-        return [*self.image_paths(case_id, test), self.label_path(case_id, test)]
+        masks = [self.mask_path(case_id, folder_name) for folder_name in MASK_FOLDERS]
+        return [*self.image_paths(case_id, test), self.label_path(case_id, test), *masks]
 
     def _file_sizes(self, case_id: str, test: bool) -> dict[str, int]:
         files = [path for path in self._case_files(case_id, test) if path.is_file()]
@@ -284,11 +308,13 @@ class DatasetWriter:
 
         what = self.description
         roles = {str(index): "image" for index in range(len(what.channel_names))}
+        regions = {"background": 0, **{name: list(values) for name, values in (what.regions or {}).items()}}
         with tempfile.TemporaryDirectory() as temporary:
             generate_dataset_json(
                 temporary,
                 channel_names={str(index): name for index, name in enumerate(what.channel_names)},
-                labels=dict(what.labels),
+                labels=dict(what.labels) if what.regions is None else regions,
+                regions_class_order=None if what.regions is None else tuple(what.regions_class_order or ()),
                 num_training_cases=num_training_cases,
                 file_ending=FILE_ENDING,
                 dataset_name=self.folder.name,

@@ -1,7 +1,8 @@
 """``nnunet-anomaly convert FORMAT``: a release folder becomes a standard nnU-Net dataset.
 
-A format is a module of ``nnunet_anomaly.dataset_conversion`` with ``EXAMPLE``, ``add_arguments(parser)`` and
-``run(args) -> exit code``; only the chosen one is imported.
+A format is a module of ``nnunet_anomaly.dataset_conversion`` with ``EXAMPLE``, ``add_arguments(parser)``,
+``run(args) -> exit code`` and, where its help is to show how the release lies on the disk, ``LAYOUT``; only the chosen
+one is imported.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ FORMATS = {
     "oai-zib": ("oai_zib", "OAI-ZIB masks with the OAI's DESS images (DICOM)"),
     "oaizib-cm": ("oaizib_cm", "OAIZIB-CM, CartiMorph's NIfTI release of OAI-ZIB with parted tibial cartilage"),
     "uq-akoa": ("uq_akoa", "the University of Queensland's bone, cartilage and lesion labels of OAI images"),
+    "brats": ("brats", "a BraTS release of gliomas: 2019, 2020, 2021, GLI of 2023 or 2024"),
+    "atlas": ("atlas", "an ATLAS release of stroke lesions: R1.1, R1.2 or 2.0"),
+    "healthy": ("healthy", "head MR of healthy people: IXI, OASIS or any folder of NIfTI files"),
 }
 
 
@@ -31,7 +35,7 @@ class FormatParser(argparse.ArgumentParser):
         if self.format_module is not None:
             module = importlib.import_module(f"nnunet_anomaly.dataset_conversion.{self.format_module}")
             self.format_module = None
-            self.epilog = f"Example:\n  {module.EXAMPLE}"
+            self.epilog = f"{getattr(module, 'LAYOUT', '')}Example:\n  {module.EXAMPLE}"
             module.add_arguments(self)
             self.set_defaults(convert=module.run)
         return super().parse_known_args(args, namespace)

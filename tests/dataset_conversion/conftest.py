@@ -1,8 +1,10 @@
-"""Tiny trees that mimic OAI-ZIB, OAIZIB-CM and the UQ labels, file for file."""
+"""Tiny trees that mimic OAI-ZIB, OAIZIB-CM and the UQ labels, file for file; heads for BraTS, ATLAS and the healthy."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,3 +166,73 @@ def tools() -> SimpleNamespace:
     return SimpleNamespace(
         knee=knee, write_series=write_series, with_geometry=with_geometry, write_mask=write_mask, make_tree=make_tree
     )
+
+
+def head(seed: int, shape: tuple[int, int, int] = (10, 12, 14)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image with a skull (int16), brain mask, lesion (uint8, 1 to 3 inwards); the same in no two directions."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.indices(shape)
+    place = (z - 4.5) ** 2 / 16 + (y - 6) ** 2 / 20 + (x - 7.5) ** 2 / 30
+    brain = place < 1
+    lesion = np.zeros(shape, np.uint8)
+    lesion[3:7, 4:7, 5:9] = 1
+    lesion[3:6, 4:6, 5:8] = 2
+    lesion[3:5, 4:5, 5:7] = 3
+    lesion[~brain] = 0
+    grey = np.where(brain, 100, 0) + 60 * ((place > 1.3) & (place < 1.6)) + 40 * (lesion > 0)
+    return np.where(grey > 0, grey + rng.integers(0, 20, shape), 0).astype(np.int16), brain, lesion
+
+
+def flipped_image(array: np.ndarray, spacing_mm: tuple[float, float, float] = (1.5, 1.0, 0.8)) -> sitk.Image:
+    """A volume that is not isotropic and whose first two axes run backwards, as those of BraTS do."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+    image.SetSpacing(spacing_mm[::-1])
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    image.SetOrigin((0, 239, 0))
+    return image
+
+
+@pytest.fixture
+def heads() -> SimpleNamespace:
+    """Tiny heads with brain masks and lesions, and a writer of NIfTI files."""
+
+    def write(path: Path, array: np.ndarray) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(flipped_image(array), str(path))
+        return path
+
+    def read(path: Path) -> np.ndarray:
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+    return SimpleNamespace(head=head, image=flipped_image, write=write, read=read)
+
+
+@pytest.fixture
+def fake_hd_bet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A command ``hd-bet`` with the options of version 2 that calls brain what is above 90; it logs its arguments."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "hd-bet"
+    program.write_text(
+        f"""#!{sys.executable}
+import argparse, SimpleITK as sitk
+parser = argparse.ArgumentParser()
+parser.add_argument("-i"); parser.add_argument("-o"); parser.add_argument("-device")
+for flag in ("--save_bet_mask", "--no_bet_image", "--disable_tta"):
+    parser.add_argument(flag, action="store_true")
+args = parser.parse_args()
+assert args.save_bet_mask and args.no_bet_image and args.o.endswith(".nii.gz")
+open({str(folder / "log")!r}, "a").write(args.device + "\\n")
+image = sitk.ReadImage(args.i)
+if sitk.GetArrayFromImage(image)[0, 0, 0] == 7:
+    raise SystemExit("no brain here")
+sitk.WriteImage(image > 90, args.o[:-7] + "_bet.nii.gz")
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    network = tmp_path / "hd-bet_params" / "release_2.0.0" / "fold_all" / "checkpoint_final.pth"
+    network.parent.mkdir(parents=True)
+    network.touch()
+    return folder / "log"

@@ -11,8 +11,6 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_anomaly.cli.main import main
-from nnunet_anomaly.dataset_conversion.uq_akoa import on_grid_of
-from nnunet_anomaly.errors import GeometryError
 
 TAIL = "WB01_Femur+Tibia+Patella(Bone)_Femur+Tibia+Patella(Cartilage).nii.gz"
 SCANS = [("9001104", "00m"), ("9001104", "72m"), ("9002430", "00m"), ("9014797", "00m"), ("9014797", "36m")]
@@ -157,19 +155,3 @@ def test_folder_without_labels_is_refused(tmp_path, raw, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["convert", "uq-akoa", str(tmp_path / "empty"), "--oai-root", str(tmp_path), "-d", "103"]) == 2
     assert "has no files <subject>_" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR", "SAL"])
-def test_same_voxels_in_any_order_of_axes_are_brought_over_exactly(tools, orientation):
-    _, label = tools.knee(0)
-    image = tools.with_geometry(np.zeros_like(label))
-    moved = sitk.DICOMOrient(tools.with_geometry(label), orientation)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(on_grid_of(moved, image)), label)
-
-
-def test_voxels_that_lie_elsewhere_are_refused(tools):
-    _, label = tools.knee(0)
-    moved = tools.with_geometry(label)
-    moved.SetOrigin((50, -40, 30.2))
-    with pytest.raises(GeometryError, match=r"0\.2 mm off"):
-        on_grid_of(moved, tools.with_geometry(label))

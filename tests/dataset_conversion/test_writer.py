@@ -84,6 +84,25 @@ def test_test_case_may_have_no_label(writer):
         writer.write_case("a", [volume(grey(0)), volume(grey(1))], None)
 
 
+def test_masks_are_files_of_the_case(writer):
+    mask = volume((labels() > 0).astype(np.uint8))
+    record = write(writer, masks={"lesionsTr": mask})
+    assert record["files"].keys() >= {"lesionsTr/a.nii.gz", "labelsTr/a.nii.gz"}
+    (writer.folder / "lesionsTr/a.nii.gz").unlink()
+    assert not writer.is_finished("a")
+    writer.claim(["a", "b"])
+    assert files_of(writer) == {"conversion/origin.json"}
+    with pytest.raises(GeometryError, match="mask for lesionsTr begins at"):
+        write(writer, masks={"lesionsTr": volume(labels(), origin=(9, 2, 3))})
+    with pytest.raises(ValueError, match="others is none of lesionsTr"):
+        write(writer, masks={"others": mask})
+    assert files_of(writer) == {"conversion/origin.json"}
+    (writer.folder / "lesionsVal").mkdir()
+    (writer.folder / "lesionsVal/c.nii.gz").touch()
+    with pytest.raises(InputError, match="of no case of this release"):
+        writer.claim(["a", "b"])
+
+
 def spoiled(index: tuple[int, ...], value: float) -> np.ndarray:
     array = grey(1)
     array[index] = value
@@ -233,3 +252,9 @@ def test_description_is_checked():
         DatasetDescription(labels={"background": 0, "a": 2}, roi_labels=[], **options)
     with pytest.raises(ValueError, match="roi_labels has"):
         DatasetDescription(labels={"background": 0, "a": 1}, roi_labels=["b"], **options)
+    regions = {"labels": {"background": 0, "a": 1, "b": 2}, "regions": {"both": [1, 2], "b": [2]}, **options}
+    DatasetDescription(roi_labels=["both"], regions_class_order=[1, 2], **regions)
+    with pytest.raises(ValueError, match="roi_labels has"):
+        DatasetDescription(roi_labels=["a"], regions_class_order=[1, 2], **regions)
+    with pytest.raises(ValueError, match="one value for each"):
+        DatasetDescription(roi_labels=["both"], regions_class_order=[1], **regions)

@@ -1,0 +1,331 @@
+"""Where the brain is, and what may be done to images of the head before nnU-Net sees them.
+
+The brain is the region in which anomalies of heads are looked for, so that every case needs a mask of it: a given one,
+one by HD-BET where that is installed, or, of images that were skull-stripped before, what is above 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of
+from nnunet_anomaly.dataset_conversion.runner import Case
+from nnunet_anomaly.errors import InputError, LabelError
+from nnunet_anomaly.files import read_image, write_image
+from nnunet_anomaly.label_maps import case_name
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+HD_BET_NETWORK = "hd-bet_params/release_2*/fold_all/checkpoint_final.pth"  # below the home folder
+# the first of them that a case has is its mask: beside X_bet_mask, X_bet is an image (HD-BET 1), beside X_bet it is X
+MASK_SUFFIXES = ("_bet_mask", "_brain_mask", "_brainmask", "_mask", "_bet", "")
+DIFFUSION_STEP = 0.0625  # of the smallest voxel size; the largest at which the filter is stable in 3-D
+
+
+@dataclass(frozen=True)
+class BrainOptions:
+    """What is done to images; picklable.
+
+    Attributes:
+        masks: folder of brain masks, or one mask for all cases.
+        hd_bet: device on which HD-BET runs; ``None`` if it does not. With neither, images are skull-stripped already.
+        keep_skull: leave what lies outside a given brain mask, or HD-BET's, as it is instead of setting it to 0.
+        n4: shrink factor of the N4 bias field correction; ``None`` leaves it out.
+        denoise: smooth images by curvature anisotropic diffusion.
+    """
+
+    masks: Path | None = None
+    hd_bet: str | None = None
+    keep_skull: bool = False
+    n4: int | None = None
+    denoise: bool = False
+
+    @property
+    def are_stripped(self) -> bool:
+        """Whether the images have no skull as they are."""
+        return self.masks is None and self.hd_bet is None
+
+    def to_origin(self) -> dict[str, Any]:
+        """Options that change what is written, as JSON."""
+        return {**asdict(self), "masks": None if self.masks is None else str(self.masks.resolve())}
+
+
+def add_brain_arguments(parser: argparse.ArgumentParser, *, stripped: bool) -> None:
+    """Arguments for brain masks and images.
+
+    Args:
+        parser: of a converter.
+        stripped: whether the release is skull-stripped, so that none of the ways to a mask need be given.
+    """
+    group = parser.add_mutually_exclusive_group(required=not stripped)
+    default = "; default: the brain is what is above 0 in any sequence, with holes filled" if stripped else ""
+    group.add_argument(
+        "--brain-masks",
+        type=Path,
+        metavar="PATH",
+        help="folder of brain masks, <case>.nii.gz or with _mask, _brain_mask, _bet or _bet_mask before the ending; "
+        f"or one file that is the mask of all cases, as of a template{default}",
+    )
+    group.add_argument(
+        "--hd-bet",
+        choices=["cpu", "cuda", "mps"],
+        help="make brain masks by the command hd-bet (HD-BET 2) on this device; it must be installed, with its network",
+    )
+    if not stripped:
+        group.add_argument(
+            "--stripped",
+            action="store_true",
+            help="the images are skull-stripped: the brain is what is above 0, with holes filled",
+        )
+    parser.add_argument(
+        "--keep-skull",
+        action="store_true",
+        help="leave the images outside of --brain-masks or --hd-bet's masks as they are; else they are 0 there",
+    )
+    parser.add_argument(
+        "--n4",
+        type=int,
+        nargs="?",
+        const=4,
+        metavar="SHRINK",
+        help="N4 bias field correction in the brain, its field found on an image shrunk by this factor (4 if none is "
+        "given)",
+    )
+    parser.add_argument(
+        "--denoise",
+        action="store_true",
+        help="smooth the images by ITK's curvature anisotropic diffusion (5 iterations, conductance 3), after --n4",
+    )
+
+
+def brain_options(args: argparse.Namespace) -> BrainOptions:
+    """Options from parsed arguments.
+
+    Raises:
+        InputError: masks do not exist, HD-BET or its network is not installed, or options contradict each other.
+    """
+    options = BrainOptions(args.brain_masks, args.hd_bet, args.keep_skull, args.n4, args.denoise)
+    if options.masks is not None and not options.masks.exists():
+        raise InputError(f"--brain-masks: {options.masks} does not exist.")
+    if options.hd_bet is not None:
+        check_hd_bet()
+    if options.keep_skull and options.are_stripped:
+        raise InputError("--keep-skull needs --brain-masks or --hd-bet: without them the images have no skull.")
+    if options.n4 is not None and options.n4 < 1:
+        raise InputError(f"--n4 is {options.n4}; the shrink factor is 1 or more.")
+    return options
+
+
+def check_hd_bet() -> None:
+    """Raise an ``InputError`` unless the command ``hd-bet`` and its network are there; nothing is downloaded."""
+    way_out = "or make brain masks in another way and give them by --brain-masks."
+    if shutil.which("hd-bet") is None:
+        raise InputError(f"--hd-bet: there is no command hd-bet here. Install HD-BET (pip install hd-bet), {way_out}")
+    if not any(Path.home().glob(HD_BET_NETWORK)):
+        raise InputError(
+            f"--hd-bet: its network is not at {Path.home() / HD_BET_NETWORK}, and hd-bet would download it now. Run "
+            f"hd-bet once yourself, {way_out}"
+        )
+
+
+# ---- from cases to masks
+
+
+def with_brain_masks(cases: Sequence[Case], options: BrainOptions) -> list[Case]:
+    """The cases with their mask among the sources; one without a mask in the folder has that as its problem."""
+    if options.masks is None:
+        return list(cases)
+    if options.masks.is_file():
+        return [replace(case, sources={**case.sources, "brain_mask": options.masks}) for case in cases]
+    images = {path.resolve() for case in cases for path in case.sources.values()}
+    files: dict[str, list[Path]] = {}
+    for path in nifti_files(options.masks):
+        if path.resolve() not in images:
+            files.setdefault(case_name(path), []).append(path)
+    found = {case.case_id: _masks_of(case, files) for case in cases}
+    claims = Counter(path for paths in found.values() for path in paths)
+    return [_with_brain_mask(case, found[case.case_id], claims, options.masks) for case in cases]
+
+
+def _masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
+    """Masks that are named like a case or like one of its images."""
+    stems = {case.case_id, *(case_name(path) for role, path in case.sources.items() if not role.startswith("lesion"))}
+    for suffix in MASK_SUFFIXES:
+        if found := sorted({path for stem in stems for path in files.get(stem + suffix, [])}):
+            return found
+    return []
+
+
+def _with_brain_mask(case: Case, masks: list[Path], claims: Mapping[Path, int], folder: Path) -> Case:
+    """The case with its one mask, or with what is wrong; visits whose images have one name cannot share a mask."""
+    if len(masks) == 1 and claims[masks[0]] == 1:
+        return replace(case, sources={**case.sources, "brain_mask": masks[0]})
+    if len(masks) == 1:
+        problem = f"its brain mask {masks[0]} could be of {claims[masks[0]]} cases; name it {case.case_id}.nii.gz"
+    else:
+        found = ", ".join(path.relative_to(folder).as_posix() for path in masks) or f"none like {case.case_id}.nii.gz"
+        problem = f"one brain mask is needed in {folder}; found: {found}"
+    return replace(case, problem=case.problem or problem)
+
+
+def nifti_files(folder: Path) -> list[Path]:
+    """All NIfTI files below a folder, sorted; hidden ones, such as macOS's copies ``._name.nii.gz``, are left out.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"The folder {folder} does not exist.")
+    return sorted(
+        path
+        for path in folder.rglob("*.nii*")
+        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def read_mask(path: Path, image: sitk.Image, what: str) -> np.ndarray:
+    """A mask (what is above 0) on the grid of an image: bool array (z, y, x).
+
+    Raises:
+        InputError: it is not readable.
+        GeometryError: its voxels are not those of the image.
+    """
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"{what} {path.name}")) > 0
+
+
+def read_brain_mask(path: Path, image: sitk.Image) -> np.ndarray:
+    """As ``read_mask``; a file of more than two values, which is an image rather than a mask, is a ``LabelError``."""
+    import SimpleITK as sitk
+
+    voxels = sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"brain mask {path.name}"))
+    if not np.isin(voxels, (voxels.min(), voxels.max())).all():
+        raise LabelError(f"{path} has more than two values: it is no brain mask. Give a file of 0 and 1.")
+    return voxels > 0
+
+
+def brain_mask(case: Case, images: Sequence[sitk.Image], options: BrainOptions) -> np.ndarray:
+    """Brain of a case as bool array (z, y, x) on the grid of its images.
+
+    Raises:
+        InputError: the mask is not readable, or HD-BET failed.
+        LabelError: the mask is empty or the whole image, or a given one has more than two values.
+        GeometryError: the mask is on another grid.
+    """
+    if options.masks is not None:
+        brain, source = read_brain_mask(case.sources["brain_mask"], images[0]), "its brain mask"
+    elif options.hd_bet is not None:
+        brain, source = hd_bet_mask(images[0], options.hd_bet), "HD-BET's brain mask"
+    else:
+        brain, source = above_zero(images), "what is above 0 in its images"
+    if not brain.any() or brain.all():
+        extent = "the whole image" if brain.any() else "empty"
+        advice = " Is it skull-stripped? If not, give masks by --brain-masks." if options.are_stripped else ""
+        raise LabelError(f"Case {case.case_id}: {source} is {extent}.{advice}")
+    return brain
+
+
+def above_zero(images: Sequence[sitk.Image]) -> np.ndarray:
+    """Voxels above 0 in at least one image, with holes filled in 3-D: bool array (z, y, x)."""
+    import SimpleITK as sitk
+    from scipy import ndimage
+
+    above = np.any([sitk.GetArrayViewFromImage(image) > 0 for image in images], axis=0)
+    return ndimage.binary_fill_holes(above)
+
+
+def hd_bet_mask(image: sitk.Image, device: str) -> np.ndarray:
+    """Brain mask of one image by the command ``hd-bet`` (Isensee et al. 2019), version 2: bool array (z, y, x).
+
+    Raises:
+        InputError: the command failed; with the end of what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="hd_bet_") as name:
+        folder = Path(name)
+        write_image(image, folder / "image.nii.gz")
+        command = ["hd-bet", "-i", str(folder / "image.nii.gz"), "-o", str(folder / "brain.nii.gz"), "-device", device]
+        command += ["--save_bet_mask", "--no_bet_image", *(["--disable_tta"] if device == "cpu" else [])]
+        run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        mask = folder / "brain_bet.nii.gz"
+        if run.returncode != 0 or not mask.is_file():
+            said = " ".join((run.stderr or run.stdout).strip().splitlines()[-3:])
+            raise InputError(f"hd-bet failed with exit code {run.returncode}: {said or 'it wrote no mask'}")
+        return read_brain_mask(mask, image)
+
+
+# ---- what is done to images
+
+
+def prepared(image: sitk.Image, brain: np.ndarray, options: BrainOptions) -> sitk.Image:
+    """One image after N4, denoising and skull stripping, as the options say.
+
+    The image keeps its grid. It keeps its type too, unless N4 or denoising make it float32.
+    """
+    import SimpleITK as sitk
+
+    if options.n4 is not None:
+        image = n4_corrected(image, brain, options.n4)
+    if options.denoise:
+        step = DIFFUSION_STEP * min(1.0, *image.GetSpacing())
+        image = sitk.CurvatureAnisotropicDiffusion(sitk.Cast(image, sitk.sitkFloat32), timeStep=step)
+    # neither filter keeps the zeros around a brain
+    if options.are_stripped and options.n4 is None and not options.denoise:
+        return image
+    return image if options.keep_skull else without_skull(image, brain)
+
+
+def without_skull(image: sitk.Image, brain: np.ndarray) -> sitk.Image:
+    """The image with 0 outside of the brain."""
+    import SimpleITK as sitk
+
+    stripped = sitk.GetImageFromArray(np.where(brain, sitk.GetArrayViewFromImage(image), 0).astype(_dtype(image)))
+    stripped.CopyInformation(image)
+    return stripped
+
+
+def _dtype(image: sitk.Image) -> np.dtype:
+    import SimpleITK as sitk
+
+    return sitk.GetArrayViewFromImage(image).dtype
+
+
+def n4_corrected(image: sitk.Image, brain: np.ndarray, shrink: int) -> sitk.Image:
+    """Bias field correction by N4 (Tustison et al. 2010), its field found in the brain of a shrunk image: float32.
+
+    ITK's defaults otherwise (4 levels of 50 iterations, 4 control points). One thread, so that the result is the same
+    however many cases are converted at a time.
+
+    Raises:
+        InputError: the image, once shrunk, is too small for a field, or holds too little brain.
+    """
+    import SimpleITK as sitk
+
+    image = sitk.Cast(image, sitk.sitkFloat32)
+    mask = sitk.GetImageFromArray(brain.astype(np.uint8))
+    mask.CopyInformation(image)
+    factors = [min(shrink, size) for size in image.GetSize()]
+    small, small_mask = sitk.Shrink(image, factors), sitk.Shrink(mask, factors)
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetNumberOfThreads(1)
+    try:
+        corrector.Execute(small, small_mask)
+        field = sitk.Cast(corrector.GetLogBiasFieldAsImage(image), sitk.sitkFloat32)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"N4 failed on an image shrunk to {small.GetSize()} voxels: {reason}") from error
+    corrected = sitk.Divide(image, sitk.Exp(field))
+    if not np.isfinite(sitk.GetArrayViewFromImage(corrected)).all():
+        raise InputError(f"N4 found no bias field on an image shrunk to {small.GetSize()} voxels; try --n4 1.")
+    return corrected

@@ -1,0 +1,203 @@
+"""Which case is for what: validation and test cases drawn by a seed, by subject and in proportion to strata.
+
+A seed paper's split (Bengs et al. 2021: 133 validation and 202 test images of BraTS 2019; 121 and 183 of ATLAS; 201
+validation images of 2008 healthy ones, stratified by scanner) is made again by three numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_anomaly.dataset_conversion.runner import Case, held_out_of, subjects_of
+from nnunet_anomaly.dataset_conversion.splits import Splits, folds_by_subject, order_key, some_of
+from nnunet_anomaly.dataset_conversion.writer import DatasetWriter
+from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.files import save_json
+
+TRAIN, VALIDATION, TEST, UNLABELLED = "train", "validation", "test", "unlabelled"
+
+
+def add_role_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the converters that draw roles."""
+    parser.add_argument(
+        "--validation",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw N labelled cases for validation: they stay in imagesTr, and the one fold of splits_final.json holds "
+        "them out; where no case is left to train on, there are five folds as usual (default: none)",
+    )
+    parser.add_argument(
+        "--test",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw N labelled cases for imagesTs and labelsTs; not together with --test-list (default: none)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of both draws (default: %(default)s)")
+    parser.add_argument(
+        "--strata",
+        type=Path,
+        metavar="CSV",
+        help="table with the columns case (a case or a subject) and stratum (its scanner, site ...), for folds and "
+        "draws in proportion; without it, by the site where file names or folders tell it",
+    )
+
+
+def with_roles(args: argparse.Namespace, cases: Sequence[Case]) -> list[Case]:
+    """The cases with stratum, role and ``test``; cases with a problem are drawn too, so that mending moves no other.
+
+    Raises:
+        InputError: a number is negative or cannot be drawn by whole subjects, the table of strata is not usable, or no
+            case is left for imagesTr.
+        LeakageError: see ``held_out_of``.
+    """
+    if args.test and args.test_list is not None:
+        raise InputError("--test draws test cases and --test-list names them: give one of the two.")
+    strata = read_strata(args.strata, cases) if args.strata is not None else {}
+    held_out = held_out_of(args, cases)
+    cases = [
+        replace(case, stratum=strata.get(case.case_id, case.stratum), test=case.case_id in held_out) for case in cases
+    ]
+    free = [case for case in cases if not case.test]
+    test = draw(free, args.test, args.seed, "--test")
+    validation = draw([case for case in free if case.case_id not in test], args.validation, args.seed, "--validation")
+    if len(test) == len(free):
+        raise InputError(
+            f"{args.release}: no case is left for imagesTr, and nnU-Net needs one: of {len(cases)} cases "
+            f"{len(cases) - len(free)} are held out by the release or by --test-list, and --test draws {len(test)}. "
+            "Draw fewer, or give the folder that holds the training part too."
+        )
+    return [
+        replace(case, test=case.test or case.case_id in test, role=case.role or _role(case, test, validation))
+        for case in cases
+    ]
+
+
+def _role(case: Case, test: set[str], validation: set[str]) -> str:
+    if case.test or case.case_id in test:
+        return TEST
+    return VALIDATION if case.case_id in validation else TRAIN
+
+
+def stratum_of_subjects(cases: Sequence[Case]) -> dict[str, str]:
+    """Stratum of every subject; one whose cases are of several has all their names, one without any ``unknown``."""
+    found = defaultdict(set)
+    for case in cases:
+        found[case.subject].add(case.stratum or "unknown")
+    return {subject: " + ".join(sorted(strata)) for subject, strata in found.items()}
+
+
+def draw(cases: Sequence[Case], number: int, seed: int, option: str) -> set[str]:
+    """Names of ``number`` cases, all of a subject's or none, from every stratum in proportion to its cases.
+
+    Shares are rounded by largest remainder, so that a stratum's differs from its exact one by less than a case, unless
+    subjects with several cases do not fit into it; then subjects of other strata make up the number.
+
+    Raises:
+        InputError: there are not so many cases, or whole subjects do not add up to the number.
+    """
+    if not 0 <= number <= len(cases):
+        raise InputError(f"{option} is {number}; there are {len(cases)} cases to draw from.")
+    names, sizes = defaultdict(list), Counter[str]()
+    stratum_of = stratum_of_subjects(cases)
+    for case in cases:
+        names[case.subject].append(case.case_id)
+        sizes[stratum_of[case.subject]] += 1
+    left = shares(sizes, number, seed)
+    shuffled = sorted(names, key=lambda subject: order_key(seed, subject))
+    drawn: dict[str, list[str]] = {}
+    for subject in shuffled:
+        if len(names[subject]) <= left[stratum_of[subject]]:
+            left[stratum_of[subject]] -= len(names[subject])
+            drawn[subject] = names[subject]
+    missing = sum(left.values())
+    for subject in shuffled:
+        if subject not in drawn and len(names[subject]) <= missing:
+            missing -= len(names[subject])
+            drawn[subject] = names[subject]
+    if missing:
+        raise InputError(f"{option} {number} would part the scans of a subject; try {number - missing}.")
+    return {name for members in drawn.values() for name in members}
+
+
+def shares(sizes: Mapping[str, int], number: int, seed: int) -> dict[str, int]:
+    """``number`` parted in proportion to ``sizes``, rounded by largest remainder; the seed decides between equals."""
+    total = sum(sizes.values())
+    parts = {name: divmod(number * size, total) for name, size in sizes.items()}
+    ranked = sorted(parts, key=lambda name: (-parts[name][1], order_key(seed, "stratum", name)))
+    more = set(ranked[: number - sum(whole for whole, _ in parts.values())])
+    return {name: whole + (name in more) for name, (whole, _) in parts.items()}
+
+
+def read_strata(path: Path, cases: Sequence[Case]) -> dict[str, str]:
+    """Stratum of every case from a table with the columns ``case`` and ``stratum``; a subject stands for its cases.
+
+    Raises:
+        InputError: no such file or columns, a name twice or without stratum, or a case that is not in the table.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle))
+    except FileNotFoundError:
+        raise InputError(f"The table of strata {path} does not exist.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not readable as CSV: {error}") from error
+    stratum_of: dict[str, str] = {}
+    for row in rows:
+        name, stratum = ((row.get(column) or "").strip() for column in ("case", "stratum"))
+        if not name or not stratum:
+            raise InputError(f"{path}: every row needs a case and a stratum, in columns of these names; one is {row}.")
+        if name in stratum_of:
+            raise InputError(f"{path} has {name} twice.")
+        stratum_of[name] = stratum
+    missing = [case.case_id for case in cases if case.case_id not in stratum_of and case.subject not in stratum_of]
+    if missing:
+        raise InputError(f"{path} has no row for {some_of(missing)}, nor for their subjects.")
+    return {case.case_id: stratum_of.get(case.case_id) or stratum_of[case.subject] for case in cases}
+
+
+def make_folds(cases: Sequence[Case], subjects: Mapping[str, str]) -> Splits:
+    """One fold where validation cases were drawn and others are left to train on, else five by subject and stratum.
+
+    Args:
+        cases: of the release, with roles.
+        subjects: subject of every training case.
+    """
+    role = {case.case_id: case.role for case in cases}
+    parts = {
+        part: sorted(name for name in subjects if (role[name] == VALIDATION) == (part == "val"))
+        for part in ("train", "val")
+    }
+    if parts["train"] and parts["val"]:
+        return [parts]
+    return folds_by_subject(subjects, strata=stratum_of_subjects([c for c in cases if c.case_id in subjects]))
+
+
+def role_options(args: argparse.Namespace, cases: Sequence[Case]) -> dict[str, Any]:
+    """What a later run must have the same to go on in the dataset folder; test cases are looked at anyhow."""
+    return {"validation_cases": sorted(case.case_id for case in cases if case.role == VALIDATION)}
+
+
+def save_roles(args: argparse.Namespace, writer: DatasetWriter, cases: Sequence[Case]) -> None:
+    """Write ``roles.json``, with every case of the release, whether it can be converted or not, and print the sum."""
+    table: dict[str, Counter[str]] = defaultdict(Counter)
+    for case in cases:
+        table[case.stratum or "unknown"][case.role or TRAIN] += 1
+    content = {
+        "seed": args.seed,
+        "numbers": dict(Counter(case.role for case in cases)),
+        "strata": {stratum: dict(numbers) for stratum, numbers in sorted(table.items())},
+        "cases": {
+            case.case_id: {"role": case.role, "subject": case.subject, "stratum": case.stratum} for case in cases
+        },
+    }
+    save_json(content, writer.folder / "roles.json")
+    numbers = ", ".join(f"{number} {role}" for role, number in content["numbers"].items())
+    print(f"{len(cases)} cases of {len(set(subjects_of(cases).values()))} subjects in {len(table)} strata: {numbers}.")

@@ -1,0 +1,36 @@
+"""Same voxels in another order of axes are brought over exactly, all others are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of
+from nnunet_anomaly.errors import GeometryError
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR", "SAL"])
+def test_same_voxels_in_any_order_of_axes_are_brought_over_exactly(tools, orientation):
+    _, label = tools.knee(0)
+    image = tools.with_geometry(np.zeros_like(label))
+    moved = sitk.DICOMOrient(tools.with_geometry(label), orientation)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(on_grid_of(moved, image)), label)
+
+
+def test_voxels_that_lie_elsewhere_are_refused(tools):
+    _, label = tools.knee(0)
+    moved = tools.with_geometry(label)
+    moved.SetOrigin((50, -40, 30.2))
+    with pytest.raises(GeometryError, match=r"0\.2 mm off"):
+        on_grid_of(moved, tools.with_geometry(label))
+
+
+def test_turned_volume_with_the_same_corners_is_refused():
+    image = sitk.Image([10, 19, 5], sitk.sitkUInt8)
+    image.SetSpacing((2.0, 1.0, 1.0))
+    turned = sitk.Image([10, 19, 5], sitk.sitkUInt8)
+    turned.SetSpacing((2.0, 1.0, 1.0))
+    turned.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, 1))
+    with pytest.raises(GeometryError, match="lies up to 0 mm off"):
+        on_grid_of(turned, image)

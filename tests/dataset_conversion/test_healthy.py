@@ -1,0 +1,225 @@
+"""The converter of healthy heads: names of IXI, OASIS and BIDS, strata, brain masks, N4 and denoising."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from nnunet_anomaly.cli.main import main
+from nnunet_anomaly.dataset_conversion.brain import BrainOptions, n4_corrected, prepared
+from nnunet_anomaly.dataset_conversion.healthy import list_cases
+
+IXI = ["IXI002-Guys-0828-T1", "IXI012-HH-1211-T1", "IXI013-HH-1212-T1", "IXI014-IOP-0001-T1", "IXI015-Guys-0900-T1"]
+
+
+@pytest.fixture
+def release(tmp_path, heads) -> Path:
+    """IXI: flat, T1 and one T2 image."""
+    for seed, name in enumerate(IXI):
+        heads.write(tmp_path / "IXI" / f"{name}.nii.gz", heads.head(seed)[0])
+    heads.write(tmp_path / "IXI" / "IXI002-Guys-0828-T2.nii.gz", heads.head(0)[0])
+    return tmp_path / "IXI"
+
+
+@pytest.fixture
+def masks(tmp_path, heads) -> Path:
+    for seed, name in enumerate(IXI):
+        heads.write(tmp_path / "masks" / f"{name}_bet.nii.gz", heads.head(seed)[1].astype(np.uint8))
+    return tmp_path / "masks"
+
+
+def convert(release: Path, *options) -> int:
+    return main(["convert", "healthy", str(release), "-d", "300", "-np", "1", *map(str, options)])
+
+
+def dataset(raw: Path) -> Path:
+    return raw / "Dataset300_Healthy"
+
+
+def load(raw: Path, name: str):
+    return json.loads((dataset(raw) / f"{name}.json").read_text())
+
+
+def test_ixi_is_converted_to_what_nnunet_accepts(release, masks, raw, heads, capsys):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    assert convert(release, "--pattern", "*-T1.nii.gz", "--brain-masks", masks) == 0
+    for seed, name in enumerate(IXI):
+        grey, brain, _ = heads.head(seed)
+        image = heads.read(dataset(raw) / "imagesTr" / f"{name}_0000.nii.gz")
+        np.testing.assert_array_equal(image, np.where(brain, grey, 0))
+        np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / f"{name}.nii.gz"), brain)
+    content = load(raw, "dataset")
+    assert content["labels"] == {"background": 0, "brain": 1}
+    assert content["anomaly"]["roi_labels"] == ["brain"]
+    cases = load(raw, "cases")
+    assert [cases[name]["stratum"] for name in IXI] == ["Guys", "HH", "HH", "IOP", "Guys"]
+    assert cases[IXI[0]]["subject"] == "IXI002"
+    assert len(load(raw, "splits_final")) == 5
+    capsys.readouterr()
+    verify_dataset_integrity(str(dataset(raw)), 1)
+    said = capsys.readouterr().out
+    assert "Done" in said and "WARNING" not in said and "Error" not in said
+
+
+def test_validation_cases_are_the_one_fold(release, masks, raw):
+    options = ("--pattern", "*-T1*", "--brain-masks", masks, "--validation", 2, "--test", 1, "--seed", 4)
+    assert convert(release, *options) == 0
+    (split,) = load(raw, "splits_final")
+    roles = load(raw, "roles")
+    assert [len(split["train"]), len(split["val"])] == [2, 2]
+    assert {roles["cases"][name]["role"] for name in split["val"]} == {"validation"}
+    assert len(list((dataset(raw) / "imagesTs").iterdir())) == len(list((dataset(raw) / "labelsTs").iterdir())) == 1
+
+
+def test_strata_from_a_table(release, masks, raw, tmp_path):
+    table = tmp_path / "scanners.csv"
+    table.write_text("case,stratum\n" + "".join(f"{name[:6]},{'GE' if i < 2 else 'X'}\n" for i, name in enumerate(IXI)))
+    options = ("--pattern", "*-T1*", "--brain-masks", masks, "--strata", table, "--validation", 2)
+    assert convert(release, *options) == 0
+    assert load(raw, "roles")["strata"]["GE"] == {"train": 1, "validation": 1}
+    assert load(raw, "roles")["strata"]["X"] == {"train": 2, "validation": 1}
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("IXI002-Guys-0828-T1.nii.gz", ("IXI002-Guys-0828-T1", "IXI002", None, "Guys")),
+        ("disc1/OAS1_0001_MR1/T88.nii", ("T88", "OAS1_0001", "MR1", None)),
+        ("OAS2_0001_MR2_mpr-1.nii.gz", ("OAS2_0001_MR2_mpr-1", "OAS2_0001", "MR2", None)),
+        ("OAS30001_MR_d0129/anat2/T1w.nii.gz", ("T1w", "OAS30001", "d0129", None)),
+        ("sub-OAS30001_ses-d0129_T1w.nii.gz", ("sub-OAS30001_ses-d0129_T1w", "OAS30001", "d0129", None)),
+        (
+            "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
+            ("sub-01_ses-1_T1w", "sub-01", "ses-1", None),
+        ),
+        ("some where/a head.nii", ("a_head", "a_head", None, None)),
+    ],
+)
+def test_names_tell_subject_visit_and_site(tmp_path, file, expected):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    (case,) = list_cases(tmp_path, "*", None)
+    assert (case.case_id, case.subject, case.visit, case.stratum) == expected
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for name in ("a/T1.nii.gz", "b/T1.nii.gz", "b/T2.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [case.case_id for case in list_cases(tmp_path, "*", None)] == ["a_T1", "b_T1", "T2"]
+
+
+def test_masks_beside_the_images_are_no_images(tmp_path, raw, heads):
+    for seed in range(2):
+        grey, brain, _ = heads.head(seed)
+        heads.write(tmp_path / "mixed" / f"p{seed}.nii.gz", grey)
+        heads.write(tmp_path / "mixed" / f"p{seed}_mask.nii.gz", brain.astype(np.uint8))
+        heads.write(tmp_path / "inner" / f"p{seed}.nii.gz", grey)
+        heads.write(tmp_path / "inner" / "brains" / f"p{seed}.nii.gz", brain.astype(np.uint8))
+    assert convert(tmp_path / "mixed", "--brain-masks", tmp_path / "mixed") == 0
+    assert (
+        convert(tmp_path / "inner", "--brain-masks", tmp_path / "inner" / "brains", "--name", "Other", "-d", 299) == 0
+    )
+    for folder in ("Dataset300_Healthy", "Dataset299_Other"):
+        np.testing.assert_array_equal(heads.read(raw / folder / "labelsTr" / "p1.nii.gz"), heads.head(1)[1])
+        assert len(list((raw / folder / "imagesTr").iterdir())) == 2
+
+
+def test_outputs_of_hd_bet_are_told_apart(tmp_path, raw, heads):
+    grey, brain, _ = heads.head(0)
+    for name in "ab":
+        heads.write(tmp_path / "in" / f"{name}.nii.gz", grey)
+    for name, array in (("a", grey * brain), ("a_bet", brain), ("b_bet", grey * brain), ("b_bet_mask", brain)):
+        heads.write(tmp_path / "bet" / f"{name}.nii.gz", array.astype(np.int16))
+    assert convert(tmp_path / "in", "--brain-masks", tmp_path / "bet") == 0
+    for name in "ab":
+        np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / f"{name}.nii.gz"), brain)
+    assert [case.case_id for case in list_cases(tmp_path / "bet", "*_bet.nii.gz", None)] == ["a_bet", "b_bet"]
+
+
+def test_image_that_is_stripped_already(tmp_path, raw, heads):
+    for seed in range(2):
+        grey, brain, _ = heads.head(seed)
+        heads.write(tmp_path / "in" / f"p{seed}.nii.gz", np.where(brain, grey, 0).astype(np.int16))
+    heads.write(tmp_path / "in" / "whole.nii.gz", heads.head(0)[0] + 1)
+    assert convert(tmp_path / "in", "--stripped") == 1
+    assert list(load(raw, "integrity_report")["failed"]) == ["whole"]
+    assert "is the whole image. Is it skull-stripped?" in load(raw, "integrity_report")["failed"]["whole"]
+    np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / "p1.nii.gz"), heads.head(1)[1])
+
+
+def test_missing_mask_and_damaged_image_are_named(release, masks, raw):
+    (masks / f"{IXI[0]}_bet.nii.gz").unlink()
+    (release / f"{IXI[1]}.nii.gz").write_bytes(b"not an image")
+    assert convert(release, "--pattern", "*-T1*", "--brain-masks", masks) == 1
+    failed = load(raw, "integrity_report")["failed"]
+    assert set(failed) == {IXI[0], IXI[1]}
+    assert f"found: none like {IXI[0]}.nii.gz" in failed[IXI[0]]
+    assert "not readable as an image" in failed[IXI[1]]
+
+
+def test_more_than_one_image_of_a_visit_is_refused(release, masks, raw, capsys):
+    assert convert(release, "--brain-masks", masks) == 2
+    assert "IXI002-Guys-0828-T1, IXI002-Guys-0828-T2. Choose one sequence" in capsys.readouterr().err
+
+
+def test_nothing_that_fits_is_refused(release, masks, raw, capsys):
+    assert convert(release, "--pattern", "*-PD.nii.gz", "--brain-masks", masks) == 2
+    assert "has no NIfTI image that fits '*-PD.nii.gz'" in capsys.readouterr().err
+
+
+def test_going_on_with_other_options_is_refused(release, masks, raw, capsys):
+    options = ("--pattern", "*-T1*", "--brain-masks", masks)
+    assert convert(release, *options) == 0
+    assert convert(release, *options, "--denoise") == 2
+    assert "was made with brain =" in capsys.readouterr().err
+
+
+def ball(size: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """A round brain (bool) and its tissue, in layers of 60 and 100."""
+    z, y, x = np.indices((size, size, size)) / size
+    brain = (z - 0.5) ** 2 + (y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.2
+    return brain, np.where((x * 4).astype(int) % 2, 100.0, 60.0) * brain
+
+
+def test_denoising_takes_noise_out_and_leaves_edges():
+    brain, tissue = ball()
+    noisy = tissue + np.random.default_rng(0).normal(0, 3, tissue.shape)
+    image = sitk.GetImageFromArray(np.where(brain, noisy, 0).astype(np.float32))
+    result = sitk.GetArrayFromImage(prepared(image, brain, BrainOptions(denoise=True)))
+    assert not result[~brain].any()  # not smeared out of the brain
+    inner = ndimage.binary_erosion(brain, iterations=3)
+    assert np.abs(result - tissue)[inner].mean() < 0.5 * np.abs(noisy - tissue)[inner].mean()
+    assert result[20, 20, 18] - result[20, 20, 21] > 35  # of 40
+
+
+def test_denoising_and_n4_run_from_the_command(tmp_path, raw, heads):
+    brain, tissue = ball(20)
+    for name in "ab":
+        heads.write(tmp_path / "in" / f"{name}.nii.gz", tissue.astype(np.int16))
+    assert convert(tmp_path / "in", "--stripped", "--n4", "2", "--denoise") == 0
+    image = heads.read(dataset(raw) / "imagesTr" / "a_0000.nii.gz")
+    assert image.dtype == np.float32
+    assert not image[~brain].any() and (image[brain] > 0).all()
+    assert not np.array_equal(image, tissue)
+
+
+def test_n4_takes_out_a_bias_field():
+    brain, tissue = ball()
+    field = np.exp(0.6 * (np.arange(40)[:, None] / 40 - 0.5))
+    noise = np.random.default_rng(0).normal(0, 1, tissue.shape)
+    image = sitk.GetImageFromArray(((tissue + noise) * field * brain).astype(np.float32))
+    corrected = n4_corrected(image, brain, 2)
+    assert corrected.GetPixelID() == sitk.sitkFloat32
+
+    def spread(image: sitk.Image) -> float:
+        bright = sitk.GetArrayFromImage(image)[tissue == 100]
+        return bright.std() / bright.mean()
+
+    assert spread(corrected) < 0.4 * spread(image)

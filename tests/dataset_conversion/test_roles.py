@@ -1,0 +1,110 @@
+"""Draws by subject and stratum, stratified folds, tables of strata."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_anomaly.dataset_conversion.roles import draw, make_folds, read_strata
+from nnunet_anomaly.dataset_conversion.runner import Case
+from nnunet_anomaly.dataset_conversion.splits import folds_by_subject
+from nnunet_anomaly.errors import InputError
+
+
+def cases_of(strata: dict[str, int]) -> list[Case]:
+    """So many subjects of one case for every stratum."""
+    return [
+        Case(f"{stratum}{number}", f"{stratum}{number}", stratum=stratum)
+        for stratum, total in strata.items()
+        for number in range(total)
+    ]
+
+
+numbers_of_subjects = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12), min_size=1)
+
+
+@given(numbers_of_subjects, st.floats(0, 1), st.integers(0, 5))
+def test_draw_is_exact_and_in_proportion(strata, share, seed):
+    cases = cases_of(strata)
+    number = round(share * len(cases))
+    drawn = draw(cases, number, seed, "--test")
+    assert len(drawn) == number
+    by_stratum = Counter(name[0] for name in drawn)
+    for stratum, total in strata.items():
+        assert abs(by_stratum[stratum] - total * number / len(cases)) < 1
+    assert drawn == draw(list(reversed(cases)), number, seed, "--test")
+
+
+def test_seed_papers_sizes_are_drawn_and_another_seed_draws_others():
+    cases = cases_of({"a": 259, "b": 76})  # HGG and LGG of BraTS 2019
+    test = draw(cases, 202, 0, "--test")
+    validation = draw([case for case in cases if case.case_id not in test], 133, 0, "--validation")
+    assert len(test) == 202 and len(validation) == 133 and not test & validation
+    assert Counter(name[0] for name in test) == {"a": 156, "b": 46}  # 202 / 335 of each
+    assert draw(cases, 202, 1, "--test") != test
+
+
+def test_scans_of_a_subject_are_drawn_together_or_not_at_all():
+    cases = [Case(f"{subject}_{visit}", subject) for subject in "abcdefg" for visit in (1, 2)] + [Case("h_1", "h")]
+    for number in (2, 3, 7, 8, 15):
+        drawn = draw(cases, number, 0, "--test")
+        assert len(drawn) == number
+        assert all(f"{subject}_1" in drawn for subject in "abcdefg" if f"{subject}_2" in drawn)
+    with pytest.raises(InputError, match="--test 3 would part the scans of a subject; try 2"):
+        draw(cases[:-1], 3, 0, "--test")
+    with pytest.raises(InputError, match="--test is 16; there are 15 cases"):
+        draw(cases, 16, 0, "--test")
+    with pytest.raises(InputError, match="--test is -1"):
+        draw(cases, -1, 0, "--test")
+
+
+@settings(deadline=None)  # the first example imports nnU-Net
+@given(numbers_of_subjects)
+def test_stratified_folds_differ_by_one_subject_at_most(strata):
+    cases = cases_of(strata)
+    subjects = {f"{case.case_id}_{visit}": case.case_id for case in cases for visit in ("t01", "t02")}
+    folds = folds_by_subject(subjects, strata={case.case_id: case.stratum for case in cases})
+    assert len(folds) == (0 if len(cases) < 2 else min(5, len(cases)))
+    for split in folds:
+        assert sorted(split["train"] + split["val"]) == sorted(subjects)
+        assert not {subjects[name] for name in split["train"]} & {subjects[name] for name in split["val"]}
+    if len(folds) and len(strata) > 1:
+        for stratum in [*strata, ""]:
+            sizes = [len({subjects[name] for name in split["val"] if name.startswith(stratum)}) for split in folds]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_stratum_gives_nnunets_own_folds():
+    subjects = {f"case{number}": f"subject{number}" for number in range(11)}
+    strata = dict.fromkeys(subjects.values(), "same")
+    assert folds_by_subject(subjects, strata=strata) == folds_by_subject(subjects)
+
+
+def test_validation_cases_are_the_one_fold_unless_they_are_all_there_is():
+    cases = [Case(name, name, role="validation" if name in "ab" else "train") for name in "abcdef"]
+    subjects = {case.case_id: case.subject for case in cases}
+    assert make_folds(cases, subjects) == [{"train": ["c", "d", "e", "f"], "val": ["a", "b"]}]
+    validation = make_folds(cases, {"a": "a", "b": "b"})
+    assert [split["val"] for split in validation] in ([["a"], ["b"]], [["b"], ["a"]])
+
+
+def test_table_of_strata(tmp_path):
+    cases = [Case("a_1", "a"), Case("a_2", "a"), Case("b_1", "b")]
+    table = tmp_path / "strata.csv"
+    table.write_text("\ufeffstratum,case,age\nGE,a,1\nSiemens,b_1,2\nPhilips,a_2,3\nGE,other,4\n", encoding="utf-8")
+    assert read_strata(table, cases) == {"a_1": "GE", "a_2": "Philips", "b_1": "Siemens"}
+    for text, message in (
+        ("case,scanner\na,GE\n", "every row needs a case and a stratum"),
+        ("case,stratum\na,\n", "every row needs"),
+        ("case,stratum\na,GE\na,GE\n", "has a twice"),
+        ("case,stratum\na,GE\n", "has no row for b_1"),
+        ("", "has no row for a_1, a_2, b_1"),
+    ):
+        table.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            read_strata(table, cases)
+    with pytest.raises(InputError, match="does not exist"):
+        read_strata(tmp_path / "none.csv", cases)
