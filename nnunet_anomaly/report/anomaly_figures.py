@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter
 
 from nnunet_anomaly.evaluation.anomaly import DetectionCurve
 from nnunet_anomaly.evaluation.lesions import Froc, third_order_fit
@@ -37,13 +37,20 @@ def precision_recall_figure(curves: Mapping[str, DetectionCurve]) -> Figure:
 
 
 def froc_figure(curves: Mapping[str, Froc], title: str = "") -> Figure:
-    """Sensitivity over false positives a case, of every method; methods without a lesion have no line."""
+    """Sensitivity over false positives a case, of every method; methods without a lesion have no line.
+
+    Dots are thresholds. The line is the highest sensitivity with at most so many false positives: dots below
+    it are of thresholds that find less with more components.
+    """
     figure, ax = _axes("false-positive components a case", "sensitivity (share of lesions hit)")
     for place, (name, curve) in enumerate(curves.items()):
         if curve.n_lesions:
-            ax.plot(curve.false_positives_per_case, curve.sensitivity, marker=".", label=name, **_style(place))
+            style = _style(place)
+            alarms = np.append(0.0, np.sort(curve.false_positives_per_case))
+            ax.step(alarms, [curve.sensitivity_at(rate) for rate in alarms], where="post", label=name, **style)
+            ax.plot(curve.false_positives_per_case, curve.sensitivity, ".", color=style["color"], alpha=0.6)
     ax.set_xscale("symlog", linthresh=0.1)
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_xlim(left=0)
     ax.set_ylim(0, 1.02)
     ax.set_title(title)

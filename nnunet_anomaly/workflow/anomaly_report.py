@@ -421,7 +421,7 @@ def _example(
         plane: Plane = plane_of(grid.GetDirection(), plane_name)
         turned = {name: plane.turn(array) for name, array in arrays.items()}
         number = int(np.argmax(turned["lesion"].sum(axis=(1, 2))))
-        arrays = {name: array[number] for name, array in turned.items()}
+        arrays = {name: array[number].copy() for name, array in turned.items()}  # a view would keep the volume
         spacing_mm = plane.turn_spacing(spacing_mm)
     best = next(row[f"dice_{kind}"] for kind in results.kinds)
     return Example(

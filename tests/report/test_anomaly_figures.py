@@ -28,10 +28,12 @@ def test_the_area_under_the_drawn_steps_is_the_average_precision():
 
 
 def test_froc_lines():
-    curve = froc(np.array([0.1, 0.9]), np.array([[1, 0], [1, 1]]), np.array([[4, 1]]))
-    none = froc(np.array([0.1, 0.9]), np.zeros((0, 2)), np.array([[4, 1]]))
-    (line,) = froc_figure({"a": curve, "b": none}).axes[0].lines
-    assert [list(values) for values in line.get_data()] == [[1, 4], [0.5, 1]]
+    shares = np.array([[1, 1, 0, 0], [1, 0, 1, 0]])
+    curve = froc(np.array([0.1, 0.5, 0.6, 0.9]), shares, np.array([[3, 4, 2, 1]]))
+    none = froc(np.array([0.1]), np.zeros((0, 1)), np.array([[4]]))
+    line, dots = froc_figure({"a": curve, "b": none}).axes[0].lines
+    assert [list(values) for values in dots.get_data()] == [[1, 2, 4, 3], [0, 0.5, 0.5, 1]]
+    assert [list(values) for values in line.get_data()] == [[0, 1, 2, 3, 4], [0, 0, 0.5, 1, 1]]
 
 
 def test_the_fit_is_drawn_between_the_smallest_and_the_largest_lesion():
