@@ -2,8 +2,7 @@
 
 Four volumes of 191 x 158 x 163 voxels with lesions of 1 % of the brain are written once and linked under as many names
 as there are cases, so that a large cohort costs no disk. Prints the peak of the main process, of the largest worker,
-and what all of them together can take at most, beside what exact pooling is said to need; and from how many such cases
-on it would not fit into 2 GB.
+and what all of them together can take at most, beside what exact pooling is said to add, for these cases and for 1,000.
 
     python benchmarks/anomaly_memory.py /data/scratch --cases 4 16 64
 """

@@ -65,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-gb",
         type=float,
         default=2.0,
-        help="pool cases by histogram where sorting could take more than this; what was done is said (default: 2.0)",
+        help="memory of all processes: where sorting could take more, cases are pooled by histogram, and it is said "
+        "(default: 2.0)",
     )
     parser.add_argument("-np", type=int, default=3, help="number of processes (default: 3)")
 

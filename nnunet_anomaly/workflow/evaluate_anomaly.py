@@ -317,25 +317,32 @@ def _measure(cohort: Cohort, args: argparse.Namespace) -> tuple[dict[str, Pooled
     ]
     outcome = run_cases(_measure_case, work, args.np, "evaluate")
     cohort.outcome.failed.update(outcome.failed)
-    numbers = [
-        sum(int(cohort.figures(method, case)["distinct_lesion_scores"]) for case in cohort.finished(method))
-        for method in cohort.methods
-    ]
-    need_gb = pooling_bytes(max(numbers), args.np) / 1e9
-    by_histogram = args.histogram or need_gb > args.memory_gb
+    found = [[cohort.figures(method, case) for case in cohort.finished(method)] for method in cohort.methods]
+    scores = max(sum(int(figures["distinct_lesion_scores"]) for figures in cases) for cases in found)
+    voxels = max((int(figures["image_voxels"]) for cases in found for figures in cases), default=0)
+    cases_gb, pooling_gb = _reading_bytes(voxels, args.np) / 1e9, pooling_bytes(scores, args.np) / 1e9
+    by_histogram = args.histogram or cases_gb + pooling_gb > args.memory_gb
     if args.histogram:
         sentence = "Pooled by histogram, as --histogram says."
     elif by_histogram:
         sentence = (
-            f"Pooled by histogram: sorting {max(numbers)} distinct lesion scores could take {need_gb:.3g} GB, more "
-            f"than --memory-gb {args.memory_gb:g}. The figures of single cases are exact."
+            f"Pooled by histogram: sorting {scores} distinct lesion scores could take {pooling_gb:.2g} GB, which with "
+            f"{cases_gb:.2g} GB for cases ({args.np} at a time) is more than --memory-gb {args.memory_gb:g}. The "
+            "figures of single cases are exact."
         )
     else:
-        sentence = f"Pooled exactly, by sorting (takes at most {need_gb:.2g} GB beside one case a process)."
+        sentence = f"Pooled exactly, by sorting: in all processes up to {cases_gb + pooling_gb:.2g} GB."
+    if cases_gb > args.memory_gb:
+        sentence += f" Cases alone can take up to {cases_gb:.2g} GB; a smaller -np takes less."
     print(sentence)
     cohort.folder.mkdir(parents=True, exist_ok=True)
     pooled = {method: _pool(cohort, method, args, by_histogram) for method in cohort.methods}
     return pooled, "histogram" if by_histogram else "sorting"
+
+
+def _reading_bytes(voxels: int, num_processes: int) -> int:
+    """Memory of all processes without what pooling adds: libraries, and a case of so many voxels in each."""
+    return (200_000_000 + 32 * voxels) * (num_processes + 1 if num_processes > 1 else 1)
 
 
 def _measure_case(files: CaseFiles, record: Path) -> bool:
@@ -380,6 +387,7 @@ def _figures_of_case(
         "lesion_volume_mm3": float(lesions.volumes_mm3.sum()),
         "highest_score": float(inside.max()) if inside.size else math.nan,
         "distinct_lesion_scores": int(distinct[0].size) if distinct else 0,
+        "image_voxels": int(scores.size),
     }
     axis = plane_of(image.GetDirection(), files.slice_plane).axes[0] if scores.ndim == 3 else 0
     slices, abnormal = slice_scores(scores, truth, mask, axis)
