@@ -48,12 +48,11 @@ from scipy import ndimage
 from nnunet_anomaly.evaluation.anomaly import (
     average_precision,
     best_dice,
-    binned_detection,
     detection_curve,
-    score_histogram,
 )
 from nnunet_anomaly.evaluation.cohort import structure_metrics
 from nnunet_anomaly.evaluation.gap import gap_dice
+from nnunet_anomaly.evaluation.score_histogram import binned_detection, score_histogram
 from nnunet_anomaly.geometry import close_mm, dilate_mm, open_mm
 from nnunet_anomaly.losses.gap_weighted import gap_weights
 from nnunet_anomaly.postprocessing.collisions import collision_set

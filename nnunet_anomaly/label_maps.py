@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,29 @@ def read_label_map(path: Path) -> tuple[np.ndarray, sitk.Image]:
         raise LabelError(f"{path}: {error}") from None
     # integers keep the dtype of their file
     return (compact if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64) else array), image
+
+
+def read_region(path: Path, labels: Sequence[int], image: sitk.Image, image_path: Path) -> np.ndarray:
+    """Where a label map holds one of some labels (without any: any but 0), bool, after a check of its grid.
+
+    Args:
+        path: the label map.
+        labels: to look for.
+        image: the image that it must lie on.
+        image_path: how messages call the image.
+
+    Raises:
+        GeometryError: the label map lies on another grid.
+        InputError: the file is missing or damaged, or holds none of the labels.
+        LabelError: see ``read_label_map``.
+    """
+    array, grid = read_label_map(path)
+    check_same_grid(image, image_path, grid, path)
+    region = np.isin(array, labels) if labels else array != 0
+    if not region.any():
+        wanted = f"none of the labels {list(labels)}" if labels else "no label"
+        raise InputError(f"{path} holds {wanted}: there is nowhere to look for an anomaly.")
+    return region
 
 
 def spacing_zyx_mm(image: sitk.Image) -> tuple[float, ...]:

@@ -3,61 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-import cc3d
 import numpy as np
 
+from nnunet_anomaly.connected_components import Connectivity, label_components
 from nnunet_anomaly.errors import SettingsError
-from nnunet_anomaly.label_maps import as_label_map, check_labels, check_spacing
-
-Connectivity = Literal[6, 18, 26]
-
-
-@dataclass(frozen=True, eq=False)
-class Components:
-    """Connected components of every label of a label map.
-
-    Attributes:
-        mask: bool, shape of the label map; where it is not background.
-        numbers: number of the component of each voxel of ``mask``, in C order, from 0.
-        sizes_voxels: int64, by number of the component.
-        labels: label of each component, by its number.
-    """
-
-    mask: np.ndarray
-    numbers: np.ndarray
-    sizes_voxels: np.ndarray
-    labels: np.ndarray
-
-
-def label_components(label_map: np.ndarray, connectivity: Connectivity = 26) -> Components:
-    """Find the connected components of all labels at once; voxels of different labels never connect.
-
-    Args:
-        label_map: 2-D or 3-D, bool or integers in 0 to 65535; may be empty.
-        connectivity: 6 (faces), 18 (and edges) or 26 (and corners); in 2-D these are 4, 8 and 8.
-
-    Raises:
-        LabelError: not a label map.
-        SettingsError: another connectivity.
-    """
-    if connectivity not in get_args(Connectivity):
-        raise SettingsError(f"connectivity is {connectivity!r}; it must be one of 6, 18 and 26.")
-    compact = as_label_map(label_map)
-    mask = compact != 0
-    if not mask.any():
-        nothing = np.zeros(0, dtype=np.int64)
-        return Components(mask, nothing, nothing, nothing)
-    volume = compact[np.newaxis] if compact.ndim == 2 else compact
-    # cc3d refuses some arrays that it may not write to
-    found = cc3d.connected_components(np.require(volume, requirements=["C", "W"]), connectivity=connectivity)
-    numbers = found.reshape(mask.shape)[mask] - 1
-    sizes_voxels = np.bincount(numbers)
-    labels = np.zeros(sizes_voxels.size, dtype=np.int64)
-    labels[numbers] = compact[mask]
-    return Components(mask, numbers, sizes_voxels, labels)
+from nnunet_anomaly.label_maps import check_labels, check_spacing
 
 
 def keep_components(
@@ -80,7 +32,7 @@ def keep_components(
         min_share_of_largest: a component of exactly this share stays. 1 keeps the largest only, all of them where
             several are equally large (as nnU-Net does); 0 keeps everything.
         labels: labels to clean, default all; components of others stay.
-        connectivity: 6, 18 or 26, see ``label_components``.
+        connectivity: 6, 18 or 26, see ``connected_components.label_components``.
 
     Returns:
         A new array of the same shape and dtype, dropped voxels 0. An empty label map stays empty.

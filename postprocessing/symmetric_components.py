@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_anomaly.connected_components import Components, Connectivity, label_components
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.label_maps import check_labels, check_spacing
-from nnunet_anomaly.postprocessing.components import (
-    Components,
-    Connectivity,
-    keep_components_with_record,
-    label_components,
-)
+from nnunet_anomaly.postprocessing.components import keep_components_with_record
 
 
 def symmetric_components(
@@ -38,7 +34,7 @@ def symmetric_components(
         pairs: the two labels of every pair; no label twice.
         keep_largest: drop all but the largest component of each class afterwards; all that are equally large stay.
         labels: classes of which only the largest is kept, default all.
-        connectivity: 6, 18 or 26, see ``components.label_components``.
+        connectivity: 6, 18 or 26, see ``connected_components.label_components``.
 
     Returns:
         A new array of the same shape and dtype. An empty label map stays empty.

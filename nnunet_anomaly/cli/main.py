@@ -23,6 +23,7 @@ VERBS = {
     "error-maps": ("error_maps", "collect out-of-fold error maps as a channel, or make them for new images"),
     "anomalies": ("anomalies", "turn error maps into anomaly masks and volumes"),
     "postprocess": ("postprocess", "clean label maps by their connected components"),
+    "filter-residuals": ("filter_residuals", "clean error maps: eroded mask, median filter, small components"),
     "evaluate": ("evaluate", "compare label maps with references, and two methods with each other"),
     "evaluate-anomaly": ("evaluate_anomaly", "compare anomaly maps with lesion masks"),
     "demo": ("demo", "run the whole chain on generated data"),

@@ -99,7 +99,8 @@ def pictures(folder: Path, methods: Mapping[str, str], number: int = 3) -> list[
     import SimpleITK as sitk
 
     from nnunet_anomaly.files import find_dataset_folder
-    from nnunet_anomaly.report.figures import overlay_figure, plane_of, save_figure
+    from nnunet_anomaly.planes import plane_of
+    from nnunet_anomaly.report.figures import overlay_figure, save_figure
 
     truth = load_json(folder / "release_test" / "truth" / "lesions.json")["cases"]
     largest = sorted(truth, key=lambda case: -truth[case]["lesion_mm3"])[:number]

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from sklearn.metrics import average_precision_score, precision_recall_curve
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.evaluation.anomaly import (
+    au_pro,
+    auroc,
     average_precision,
     best_dice,
-    binned_detection,
-    count_at_least,
+    count_healthy,
     curve_from_counts,
     detection_curve,
+    distinct_lesion_scores,
     merge_lesion_scores,
-    score_histogram,
+    pooling_bytes,
     split_scores,
     standardised_intensity,
 )
+from nnunet_anomaly.evaluation.score_histogram import binned_detection, score_histogram
 
 SIZE = 40
 # few distinct values make ties, many make none
@@ -54,6 +60,10 @@ def test_equal_to_scikit_learn_and_brute_force(scores, truth):
     assert average_precision(curve) == pytest.approx(average_precision_score(truth, scores), rel=1e-12)
     precision, recall, _ = precision_recall_curve(truth, scores)
     assert average_precision(curve) == pytest.approx(-np.sum(np.diff(recall) * precision[:-1]), rel=1e-12)
+    if truth.all():
+        assert math.isnan(auroc(curve))
+    else:
+        assert auroc(curve) == pytest.approx(roc_auc_score(truth, scores), rel=1e-12)
     dice, threshold = best_dice(curve)
     expected_dice, expected_threshold = dice_by_trying_every_threshold(scores, truth)
     assert dice == pytest.approx(expected_dice, rel=1e-15)
@@ -76,18 +86,17 @@ def test_mask_leaves_out_all_other_voxels(scores, truth, mask):
 @given(st.lists(st.tuples(SCORES, TRUTH), min_size=1, max_size=4))
 def test_pooling_by_counts_equals_pooling_voxels(cases):
     parts = [split_scores(*case) for case in cases]
-    thresholds, lesion_counts = merge_lesion_scores(
-        np.unique(lesion_scores, return_counts=True) for lesion_scores, _ in parts
-    )
-    false_positives = np.sum([count_at_least(healthy_scores, thresholds) for _, healthy_scores in parts], axis=0)
+    thresholds, lesion_counts = merge_lesion_scores(distinct_lesion_scores(lesion_scores) for lesion_scores, _ in parts)
+    counts = np.sum([count_healthy(healthy_scores, thresholds) for _, healthy_scores in parts], axis=0)
     pooled = curve_from_counts(
-        thresholds, lesion_counts, false_positives, sum(healthy_scores.size for _, healthy_scores in parts)
+        thresholds, lesion_counts, *counts, sum(healthy_scores.size for _, healthy_scores in parts)
     )
     together = detection_curve(*(np.concatenate([case[i] for case in cases]) for i in range(2)))
     assert pooled.lesion_voxels == together.lesion_voxels
     assert pooled.healthy_voxels == together.healthy_voxels
     np.testing.assert_equal(average_precision(pooled), average_precision(together))
     np.testing.assert_equal(best_dice(pooled), best_dice(together))
+    np.testing.assert_equal(auroc(pooled), auroc(together))
 
 
 def test_known_curve():
@@ -123,6 +132,7 @@ def test_empty_mask_and_empty_array():
         assert (curve.lesion_voxels, curve.healthy_voxels) == (0, 0)
         assert math.isnan(average_precision(curve))
         assert all(map(math.isnan, best_dice(curve)))
+        assert math.isnan(auroc(curve))
     assert merge_lesion_scores([])[0].size == 0
 
 
@@ -182,6 +192,11 @@ def test_binned_figures_hold_the_exact_ones_in_their_intervals(scores, truth, bi
     assert low - 1e-12 <= average_precision(curve) <= high + 1e-12 and low <= found.average_precision <= high + 1e-12
     low, high = found.best_dice_interval
     assert low - 1e-12 <= best_dice(curve)[0] <= high + 1e-12 and low == found.best_dice
+    low, high = found.auroc_interval
+    if truth.all():
+        assert math.isnan(low)
+    else:
+        assert low - 1e-12 <= auroc(curve) <= high + 1e-12 and low <= found.auroc <= high + 1e-12
     called = scores >= found.best_dice_threshold
     assert 2 * np.count_nonzero(called & truth) / (called.sum() + truth.sum()) == pytest.approx(found.best_dice)
 
@@ -228,3 +243,87 @@ def test_the_largest_and_smallest_numbers_are_scores():
     largest = float(np.finfo(np.float32).max)
     found = binned(np.array([-largest, 0, largest]), np.array([True, False, True]))
     assert found.average_precision == pytest.approx((1 + 2 / 3) / 2)
+
+
+def au_pro_by_bergmann(scores: np.ndarray, truth: np.ndarray, limit: float) -> float:
+    """Definition of Bergmann et al. 2021: mean overlap of regions at every threshold, over the false-positive rate."""
+    regions, number = ndimage.label(truth, np.ones((3,) * truth.ndim))
+    rates, overlaps = [0.0], [0.0]
+    for threshold in np.unique(scores)[::-1]:
+        called = scores >= threshold
+        rates.append(float(called[~truth].mean()))
+        overlaps.append(float(np.mean([called[regions == region].mean() for region in range(1, number + 1)])))
+    end = np.interp(limit, rates, overlaps) if limit not in rates else max(np.array(overlaps)[np.array(rates) == limit])
+    below = np.array(rates) <= limit
+    x, y = np.append(np.array(rates)[below], limit), np.append(np.array(overlaps)[below], end)
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / limit)
+
+
+def weights_of(truth: np.ndarray) -> np.ndarray:
+    regions, _ = ndimage.label(truth, np.ones((3,) * truth.ndim))
+    return 1 / np.bincount(regions.ravel())[regions[truth]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(9, 11), (5, 6, 7)]), st.sampled_from([0.05, 0.3, 1.0]), st.booleans())
+def test_au_pro_is_the_area_of_its_definition(seed, shape, limit, with_ties):
+    rng = np.random.default_rng(seed)
+    truth = rng.random(shape) < 0.15
+    truth.flat[0], truth.flat[-1] = True, False
+    scores = truth * rng.random() + rng.random(shape)
+    scores = np.round(scores * 5) if with_ties else scores
+    weights = weights_of(truth)
+    curve = detection_curve(scores, truth, lesion_weights=weights)
+    assert au_pro(curve, limit) == pytest.approx(au_pro_by_bergmann(scores, truth, limit), rel=1e-9)
+    if limit == 0.3:
+        found = binned_detection(score_histogram(scores, truth, lesion_weights=weights))
+        low, high = found.au_pro_interval
+        assert low - 1e-12 <= au_pro(curve) <= high + 1e-12
+
+
+def test_au_pro_weighs_small_lesions_as_much_as_large_ones():
+    truth = np.zeros((1, 10), dtype=bool)
+    truth[0, :6] = truth[0, 8] = True
+    scores = truth.astype(float)
+    scores[0, 8] = 0  # the small one is missed: it enters with the healthy voxels, at the end
+    curve = detection_curve(scores, truth, lesion_weights=weights_of(truth))
+    assert curve.region_overlap.tolist() == pytest.approx([0.5, 1])
+    assert au_pro(curve, 0.5) == pytest.approx(0.5 + 0.25 / 2)
+    assert au_pro(curve, 1.0) == pytest.approx(0.75)
+    assert au_pro(detection_curve(truth * 1.0, truth, lesion_weights=weights_of(truth))) == 1
+    with pytest.raises(ValueError, match="lesion_weights"):
+        au_pro(detection_curve(scores, truth))
+    with pytest.raises(ValueError, match="limit"):
+        au_pro(curve, 0)
+
+
+def test_auroc_up_to_a_limit_is_that_of_the_roc_curve():
+    rng = np.random.default_rng(3)
+    truth = rng.random(500) < 0.2
+    scores = np.round(truth + rng.normal(size=500), 1)
+    curve = detection_curve(scores, truth, lesion_weights=np.full(truth.sum(), 1 / truth.sum()))
+    rates, found, _ = roc_curve(truth, scores, drop_intermediate=False)
+    grid = np.union1d(rates[rates <= 0.3], [0.3])
+    expected = sum(
+        (right - left) * (np.interp([left + 1e-12, right - 1e-12], rates, found).sum() / 2)
+        for left, right in pairwise(grid)
+    )
+    assert au_pro(curve, 0.3) == pytest.approx(expected / 0.3, rel=1e-6)  # of a single region
+
+
+def test_pooling_stays_within_the_memory_that_is_announced():
+    """Peak of what this process allocates while scores of many cases are merged and counted."""
+    rng = np.random.default_rng(0)
+    for n_cases in (3, 12):
+        cases = [distinct_lesion_scores(rng.random(40_000), np.full(40_000, 1e-3)) for _ in range(n_cases)]
+        healthy = rng.random(1000)
+        tracemalloc.start()
+        thresholds, counts, weights = merge_lesion_scores(cases)
+        total = np.stack(count_healthy(healthy, thresholds))
+        total += np.stack(count_healthy(healthy, thresholds))
+        curve = curve_from_counts(thresholds, counts, *total, 2000, weights)
+        assert 0 < auroc(curve) < 1 and 0 < au_pro(curve) < 1 and best_dice(curve)[0] > 0
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert thresholds.size == n_cases * 40_000
+        assert 0.3 * pooling_bytes(thresholds.size, 1) < peak < pooling_bytes(thresholds.size, 1)

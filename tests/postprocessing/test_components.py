@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
+from nnunet_anomaly.connected_components import label_components
 from nnunet_anomaly.errors import GeometryError, LabelError, SettingsError
-from nnunet_anomaly.postprocessing.components import keep_components, keep_components_with_record, label_components
+from nnunet_anomaly.postprocessing.components import keep_components, keep_components_with_record
 
 SPACING_MM = (0.7, 0.4, 0.4)
 LABEL_MAPS = arrays.arrays(np.uint8, (5, 6, 7), elements=st.sampled_from([0, 0, 0, 1, 2]))

@@ -9,10 +9,10 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.contour import QuadContourSet
 
+from nnunet_anomaly.planes import plane_of
 from nnunet_anomaly.report.figures import (
     METHOD_COLOURS,
     overlay_figure,
-    plane_of,
     save_figure,
     telling_slices,
 )

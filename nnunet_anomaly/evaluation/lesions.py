@@ -1,0 +1,187 @@
+"""Lesion by lesion: what share of each is found, false-positive components, FROC, and figures against lesion size.
+
+A lesion is a connected component of the lesion mask (26 neighbours). Of its voxels those inside the mask count, as in
+all other figures; a lesion without one is left out and counted as outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+from nnunet_anomaly.connected_components import Connectivity, label_components
+from nnunet_anomaly.label_maps import check_spacing
+
+# false positives a case at which the sensitivity is read off a FROC curve, as the LUNA16 challenge does
+FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Lesions:
+    """Lesions of one case.
+
+    Attributes:
+        numbers: lesion of every lesion voxel inside the mask, in C order, from 0, int64.
+        sizes_voxels: voxels inside the mask, by lesion, int64.
+        volumes_mm3: the same as a volume, float64.
+        n_outside: lesions without a voxel inside the mask.
+    """
+
+    numbers: np.ndarray
+    sizes_voxels: np.ndarray
+    volumes_mm3: np.ndarray
+    n_outside: int
+
+    @property
+    def voxel_weights(self) -> np.ndarray:
+        """1 / voxels of its lesion, of every lesion voxel: each lesion weighs 1 in all, for ``anomaly.au_pro``."""
+        return 1 / self.sizes_voxels[self.numbers]
+
+
+def find_lesions(
+    truth: np.ndarray, spacing_mm: Sequence[float], mask: np.ndarray | None = None, connectivity: Connectivity = 26
+) -> Lesions:
+    """Lesions of a lesion mask.
+
+    Args:
+        truth: lesion mask, 2-D or 3-D, bool or integers; not 0 is lesion. An empty one has no lesion.
+        spacing_mm: voxel size along every axis.
+        mask: where to look, of the same shape, not 0 is inside; without it everywhere.
+        connectivity: 6, 18 or 26.
+
+    Raises:
+        GeometryError: the spacing is not one positive number per axis.
+        SettingsError: another connectivity.
+    """
+    check_spacing(spacing_mm, np.ndim(truth))
+    components = label_components(np.asarray(truth) != 0, connectivity)
+    numbers = components.numbers
+    if mask is not None:
+        numbers = numbers[(np.asarray(mask) != 0)[components.mask]]
+    inside, numbers, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
+    n_outside = components.sizes_voxels.size - inside.size
+    return Lesions(numbers.astype(np.int64), sizes, sizes * math.prod(map(float, spacing_mm)), int(n_outside))
+
+
+def found_shares(lesion_scores: np.ndarray, lesions: Lesions, thresholds: Sequence[float]) -> np.ndarray:
+    """Share of every lesion that scores at least each threshold.
+
+    Args:
+        lesion_scores: of every lesion voxel inside the mask, in C order (``anomaly.split_scores``).
+        lesions: of the same case and mask.
+        thresholds: in any order.
+
+    Returns:
+        float64 array (lesions, thresholds) in [0, 1].
+    """
+    n_lesions = lesions.sizes_voxels.size
+    # as arrays, since a number would be rounded to the precision of the scores before it is compared
+    values = [np.array([value], dtype=float) for value in thresholds]
+    found = [np.bincount(lesions.numbers[lesion_scores >= value], minlength=n_lesions) for value in values]
+    return np.array(found, dtype=float).reshape(len(thresholds), n_lesions).T / lesions.sizes_voxels[:, np.newaxis]
+
+
+def is_hit(shares: np.ndarray, min_overlap: float = 0.0) -> np.ndarray:
+    """Which lesions count as found: any voxel (0), or at least this share of the lesion's voxels."""
+    return shares > 0 if min_overlap == 0 else shares >= min_overlap
+
+
+def false_positive_components(called: np.ndarray, truth: np.ndarray, connectivity: Connectivity = 26) -> int:
+    """How many connected components of what is called anomalous hold no lesion voxel.
+
+    Args:
+        called: bool, 2-D or 3-D.
+        truth: lesion mask of the same shape, not 0 is lesion; all of it, also what lies outside the mask.
+        connectivity: 6, 18 or 26.
+    """
+    components = label_components(called, connectivity)
+    touching = np.unique(components.numbers[(truth != 0)[components.mask]])
+    return int(components.sizes_voxels.size - touching.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Froc:
+    """Free-response ROC over a fixed set of thresholds.
+
+    Attributes:
+        thresholds: highest first.
+        sensitivity: share of all lesions that are hit, at each threshold; NaN without a lesion.
+        false_positives_per_case: components without a lesion voxel, mean over all cases, with lesions or without.
+        n_lesions: all lesions.
+    """
+
+    thresholds: np.ndarray
+    sensitivity: np.ndarray
+    false_positives_per_case: np.ndarray
+    n_lesions: int
+
+    def sensitivity_at(self, rate: float) -> float:
+        """Highest sensitivity at a threshold with at most so many false positives a case.
+
+        0 where no threshold has so few, as a curve begins with nothing called; NaN without a lesion.
+        """
+        if not self.n_lesions:
+            return math.nan
+        return float(self.sensitivity[self.false_positives_per_case <= rate].max(initial=0))
+
+
+def froc(thresholds: np.ndarray, shares: np.ndarray, false_positives: np.ndarray, min_overlap: float = 0.0) -> Froc:
+    """FROC curve over cases.
+
+    Args:
+        thresholds: in any order.
+        shares: of the lesions of all cases, or of those of one size group, (lesions, thresholds), see ``found_shares``.
+        false_positives: of every case, (cases, thresholds), see ``false_positive_components``.
+        min_overlap: see ``is_hit``.
+    """
+    order = np.argsort(-np.asarray(thresholds), kind="stable")
+    n_lesions, n_cases = len(shares), len(false_positives)
+    hits = is_hit(shares, min_overlap).sum(axis=0)
+    return Froc(
+        np.asarray(thresholds)[order],
+        (hits / n_lesions if n_lesions else np.full(order.size, np.nan))[order],
+        (false_positives.sum(axis=0) / n_cases if n_cases else np.full(order.size, np.nan))[order],
+        n_lesions,
+    )
+
+
+def thirds_mm3(volumes_mm3: np.ndarray) -> list[float]:
+    """Volumes that part lesions into thirds (fewer edges where many are equally large); none without a lesion."""
+    if not volumes_mm3.size:
+        return []
+    edges = np.unique(np.quantile(volumes_mm3, [1 / 3, 2 / 3], method="inverted_cdf"))
+    return [float(edge) for edge in edges if edge < volumes_mm3.max()]
+
+
+def size_groups(volumes_mm3: np.ndarray, edges_mm3: Sequence[float]) -> dict[str, np.ndarray]:
+    """Which lesions lie in each group, bool, by the group's name; an edge belongs to the group below it.
+
+    Args:
+        volumes_mm3: of the lesions.
+        edges_mm3: ascending; n edges make n + 1 groups.
+    """
+    place = np.searchsorted(np.asarray(edges_mm3, dtype=float), volumes_mm3, side="left")
+    texts = [f"{edge:.4g}" for edge in edges_mm3]
+    if not texts:
+        return {"all sizes": place == 0}
+    names = [f"up to {texts[0]} mm3", *(f"{low} to {high} mm3" for low, high in pairwise(texts))]
+    return {name: place == index for index, name in enumerate([*names, f"above {texts[-1]} mm3"])}
+
+
+def third_order_fit(volumes_mm3: np.ndarray, values: np.ndarray) -> Polynomial | None:
+    """Least-squares polynomial of order three of a figure over lesion size (Bengs 2021, figure 4).
+
+    By ``numpy.polynomial.Polynomial.fit``. Values that are not finite are left out.
+
+    Returns:
+        The polynomial, to be looked at between the smallest and the largest volume only; None with fewer than four
+        different volumes, which do not determine one.
+    """
+    kept = np.isfinite(values)
+    volumes_mm3, values = volumes_mm3[kept], values[kept]
+    return Polynomial.fit(volumes_mm3, values, 3) if np.unique(volumes_mm3).size >= 4 else None

@@ -1,0 +1,74 @@
+"""What ``nnunet-anomaly filter-residuals`` does, and ``evaluate-anomaly --filters`` before it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from nnunet_anomaly import __version__
+from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.files import Outcome, is_up_to_date, made_from, read_image, run_cases, save_json, save_volume
+from nnunet_anomaly.label_maps import read_region, spacing_zyx_mm
+from nnunet_anomaly.postprocessing.residual_filters import ResidualFilters, filter_residual
+
+ENDING = ".nii.gz"
+SETTINGS = "filters.json"
+RECORDS = "made_from"
+
+
+def filter_maps(
+    maps: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    mask_labels: Sequence[int],
+    output: Path,
+    filters: ResidualFilters,
+    num_processes: int,
+) -> Outcome:
+    """Filter the error map of every case; those that are finished with the same settings are not repeated.
+
+    Writes ``<case>.nii.gz`` (float32), ``filters.json`` with the settings, and ``made_from/`` for later runs. A case
+    that fails has no map afterwards, so that none of an earlier run is taken for it.
+
+    Args:
+        maps: error map of every case.
+        masks: label map of every case; a case without one fails.
+        mask_labels: labels of the mask (none: all but 0).
+        output: folder to write to.
+        filters: settings.
+        num_processes: cases at a time.
+    """
+    work = [
+        (case, (path, masks[case], tuple(mask_labels), output / f"{case}{ENDING}", filters))
+        for case, path in maps.items()
+        if case in masks
+    ]
+    save_json({"version": __version__, "mask_labels": list(mask_labels), **asdict(filters)}, output / SETTINGS)
+    outcome = run_cases(_filter_file, work, num_processes, "filter")
+    for case in maps:
+        if case not in masks:
+            (output / f"{case}{ENDING}").unlink(missing_ok=True)
+            outcome.failed[case] = "There is no mask for this case."
+    return outcome
+
+
+def _filter_file(path: Path, mask_path: Path, labels: tuple[int, ...], target: Path, filters: ResidualFilters) -> bool:
+    """Worker: one case; False when it is finished already."""
+    import SimpleITK as sitk
+
+    record = target.parent / RECORDS / f"{target.name.removesuffix(ENDING)}.json"
+    source = made_from([path, mask_path], {"mask_labels": labels, **asdict(filters)})
+    if target.is_file() and is_up_to_date(record, source):
+        return False
+    # a map filtered in another way must not outlive a failure of this one
+    record.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
+    image = read_image(path)
+    mask = read_region(mask_path, labels, image, path)
+    try:
+        filtered = filter_residual(sitk.GetArrayFromImage(image), mask, spacing_zyx_mm(image), filters)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from None
+    save_volume(filtered, target, image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    save_json({"made_from": source}, record)
+    return True

@@ -1,0 +1,283 @@
+"""``nnunet-anomaly evaluate-anomaly``: thresholds, lesions, slices, filters, memory and pictures, on small folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from nnunet_anomaly.cli.main import main
+
+SHAPE = (8, 16, 14)
+SPACING_MM_XYZ = (1.0, 1.0, 2.0)
+
+
+def write(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(SPACING_MM_XYZ)
+    sitk.WriteImage(image, str(path))
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    """Five test and three validation cases with two lesions each, but for the last test case, which has none."""
+    for prefix, number in (("test", 5), ("val", 3)):
+        for i in range(number):
+            rng = np.random.default_rng(i + 100 * (prefix == "val"))
+            brain = np.zeros(SHAPE, np.uint8)
+            brain[1:7, 2:14, 1:13] = 1
+            lesion = np.zeros(SHAPE, np.uint8)
+            if (prefix, i) != ("test", 4):
+                lesion[2:5, 3 : 6 + i, 3:6] = 1
+                lesion[6:8, 11:13, 9 : 11 + i] = 1  # reaches out of the brain
+            image = (100 * brain + rng.normal(0, 5, SHAPE)).astype(np.float32)
+            residual = np.clip(0.25 * lesion + rng.gamma(2, 0.08, SHAPE), 0, 1).astype(np.float32)
+            name = f"{prefix}/{{}}/{prefix}_{i}{{}}.nii.gz"
+            for array, parts in (
+                (lesion, ("ref", "")),
+                (brain, ("brain", "")),
+                (residual, ("maps", "")),
+                (image, ("images", "_0000")),
+                (image + 1, ("outputs", "")),
+            ):
+                write(array, tmp_path / name.format(*parts))
+    return tmp_path
+
+
+def evaluate(folder: Path, *extra: str, out: str = "out", maps: str = "maps") -> int:
+    test = folder / "test"
+    command = ["evaluate-anomaly", "-ref", str(test / "ref"), "-pred", str(test / maps), "-m", str(test / "brain")]
+    return main([*command, "-o", str(folder / out), "-np", "1", *extra])
+
+
+def validation(folder: Path, maps: str = "maps") -> list[str]:
+    found = {"ref": "ref", "pred": maps, "mask": "brain"}
+    return [text for key, name in found.items() for text in (f"--validation-{key}", str(folder / "val" / name))]
+
+
+def summary(folder: Path, out: str = "out") -> dict:
+    return json.loads((folder / out / "summary.json").read_text(encoding="utf-8"))
+
+
+def table(folder: Path, name: str, out: str = "out") -> list[dict[str, str]]:
+    with open(folder / out / name, newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def load(folder: Path, prefix: str, number: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Scores, lesion and brain of every case."""
+    return [
+        tuple(read(folder / f"{prefix}/{name}/{prefix}_{i}.nii.gz") for name in ("maps", "ref", "brain"))
+        for i in range(number)
+    ]
+
+
+def dice_at(threshold: float, cases) -> float:
+    counts = np.zeros(3)
+    for scores, lesion, brain in cases:
+        called, truth = (scores >= threshold) & (brain > 0), (lesion > 0) & (brain > 0)
+        counts += [np.count_nonzero(called & truth), called.sum(), truth.sum()]
+    return float(2 * counts[0] / (counts[1] + counts[2]))
+
+
+def test_thresholds_are_searched_on_validation_cases_alone(folders, capsys):
+    assert evaluate(folders, *validation(folders)) == 0
+    cases, others = load(folders, "test", 5), load(folders, "val", 3)
+    found = summary(folders)["results"]["maps"]["thresholds"]
+    assert list(found) == ["validation_greedy", "validation_exact", "oracle"]
+    candidates = np.unique(np.concatenate([scores[brain > 0] for scores, _, brain in others])).astype(float)
+    best = max(dice_at(value, others) for value in candidates)
+    assert found["validation_exact"]["dice_of_search"] == pytest.approx(best, rel=1e-12)
+    assert dice_at(found["validation_exact"]["threshold"], others) == pytest.approx(best, rel=1e-12)
+    greedy = found["validation_greedy"]
+    assert greedy["threshold"] * 2048 == round(greedy["threshold"] * 2048)
+    assert greedy["dice_of_search"] == pytest.approx(dice_at(greedy["threshold"], others), rel=1e-12)
+    for kind, row in found.items():
+        assert row["dice_set"] == pytest.approx(dice_at(row["threshold"], cases), rel=1e-12), kind
+        by_subject = [dice_at(row["threshold"], [case]) for case in cases]
+        assert row["dice_subject_mean"] == pytest.approx(np.mean(by_subject), rel=1e-12)
+        assert row["dice_subject_sd"] == pytest.approx(np.std(by_subject, ddof=1), rel=1e-12)
+        in_table = [float(row[f"dice_{kind}"]) for row in table(folders, "cases.csv")]
+        assert in_table == pytest.approx(by_subject)
+    assert found["oracle"]["dice_set"] == summary(folders)["results"]["maps"]["pooled"]["best_dice_pooled"]
+    assert all(found["oracle"]["dice_set"] >= row["dice_set"] for row in found.values())
+    assert [row["kind"] for row in table(folders, "thresholds.csv")] == list(found)
+    printed = capsys.readouterr().out
+    assert "validation, greedy" in printed and "Without a lesion voxel" in printed
+    # the same thresholds again from the file, without the validation cases
+    assert evaluate(folders, "--threshold-file", str(folders / "out/thresholds.json"), out="again") == 0
+    assert summary(folders, "again")["results"] == summary(folders)["results"]
+
+
+def test_without_validation_cases_only_the_oracle_is_there(folders):
+    assert evaluate(folders) == 0
+    assert list(summary(folders)["results"]["maps"]["thresholds"]) == ["oracle"]
+    assert summary(folders)["cases_without_lesion"] == ["test_4"]
+    assert not (folders / "out/thresholds.json").exists()
+
+
+def test_areas_slices_and_lesions(folders):
+    assert evaluate(folders, "--lesion-size-edges-mm3", "30") == 0
+    cases = load(folders, "test", 5)
+    found = summary(folders)["results"]["maps"]
+    truth = np.concatenate([(lesion > 0)[brain > 0] for _, lesion, brain in cases])
+    scores = np.concatenate([scores[brain > 0] for scores, _, brain in cases])
+    assert found["pooled"]["auroc_pooled"] == pytest.approx(roc_auc_score(truth, scores), rel=1e-12)
+    slices = [
+        ((lesion[z] > 0).any(), scores[z][brain[z] > 0].mean(dtype=float))
+        for scores, lesion, brain in cases
+        for z in range(SHAPE[0])
+        if brain[z].any()
+    ]
+    expected = average_precision_score(*map(np.array, zip(*slices, strict=True)))
+    assert found["pooled"]["average_precision_slices"] == pytest.approx(expected, rel=1e-9)
+    assert found["pooled"]["slices"] == len(slices) == 5 * 6
+    lesions = table(folders, "lesions.csv")
+    assert len(lesions) == 8 and sum(float(row["volume_mm3"]) for row in lesions) == 2 * truth.sum()
+    threshold = found["thresholds"]["oracle"]["threshold"]
+    hits, alarms = [], 0
+    for scores, lesion, brain in cases:
+        called = (scores >= threshold) & (brain > 0)
+        regions, number = ndimage.label(lesion, np.ones((3, 3, 3)))
+        hits += [called[regions == region].any() for region in range(1, number + 1)]
+        components, number = ndimage.label(called, np.ones((3, 3, 3)))
+        alarms += number - len(set(components[lesion > 0].tolist()) - {0})
+    row = found["thresholds"]["oracle"]
+    assert row["lesion_sensitivity"] == np.mean(hits)
+    assert row["false_positives_per_case"] == alarms / 5
+    assert list(found["froc_sensitivity"]) == ["all sizes", "up to 30 mm3", "above 30 mm3"]
+    curve = table(folders, "froc.csv")
+    assert {row["size_group"] for row in curve} == set(found["froc_sensitivity"])
+    values = [float(row["threshold"]) for row in curve if row["size_group"] == "all sizes"]
+    assert values == sorted(values, reverse=True) and len(set(values)) == len(values) > 5
+
+
+def test_sagittal_slices_and_a_hit_by_a_share(folders):
+    assert evaluate(folders, "--slice-plane", "sagittal", "--hit-overlap", "1") == 0
+    found = summary(folders)
+    assert found["results"]["maps"]["pooled"]["slices"] == 5 * 12
+    assert found["results"]["maps"]["thresholds"]["oracle"]["lesion_sensitivity"] < 1
+    assert "1 of its voxels" in found["definitions"]["lesion_sensitivity"]
+
+
+def test_filters_stand_beside_the_maps_as_they_are(folders):
+    extra = ("--filters", "--erode-mm", "0", "--median-radius-mm", "1", *validation(folders))
+    assert evaluate(folders, *extra) == 0
+    results = summary(folders)["results"]
+    assert list(results) == ["maps", "maps_filtered"]
+    scores, brain = (read(folders / f"test/{name}/test_0.nii.gz") for name in ("maps", "brain"))
+    expected = ndimage.median_filter(np.where(brain > 0, scores, 0), (1, 3, 3), mode="constant") * brain
+    np.testing.assert_array_equal(read(folders / "out/filtered/maps/test_0.nii.gz"), expected)
+    filtered, plain = (results[name]["pooled"]["average_precision_pooled"] for name in ("maps_filtered", "maps"))
+    assert filtered > plain + 0.02
+    assert results["maps_filtered"]["thresholds"]["validation_greedy"]["dice_set"] > 0
+
+
+def test_what_does_not_fit_is_pooled_by_histogram_and_it_is_said(folders, capsys):
+    assert evaluate(folders, *validation(folders), out="exact") == 0
+    assert "Pooled exactly, by sorting" in capsys.readouterr().out
+    assert evaluate(folders, *validation(folders), "--memory-gb", "1e-9") == 0
+    printed = capsys.readouterr().out
+    assert (
+        "is more than --memory-gb 1e-09" in printed
+        and "a smaller -np takes less" in printed
+        and "the exact pooled values lie in" in printed
+    )
+    exact, found = (summary(folders, out) for out in ("exact", "out"))
+    assert (exact["settings"]["pooled_by"], found["settings"]["pooled_by"]) == ("sorting", "histogram")
+    ours, theirs = (content["results"]["maps"]["pooled"] for content in (found, exact))
+    for name in ("average_precision", "auroc", "au_pro"):
+        low, high = (ours[f"{name}_{end}_pooled"] for end in ("low", "high"))
+        assert low <= theirs[f"{name}_pooled"] <= high and high - low < 0.03
+    assert found["results"]["maps"]["per_case"] == exact["results"]["maps"]["per_case"]
+    kinds = (content["results"]["maps"]["thresholds"]["validation_greedy"] for content in (found, exact))
+    first, second = kinds
+    assert first == second  # levels are counted exactly in any case
+
+
+def test_pictures_and_the_training_set_size(folders):
+    write(read(folders / "test/maps/test_0.nii.gz") * 0, folders / "test/less/test_0.nii.gz")
+    for i in range(1, 5):
+        write(read(folders / f"test/maps/test_{i}.nii.gz") ** 2, folders / f"test/less/test_{i}.nii.gz")
+    outputs = str(folders / "test/outputs")
+    extra = ["-pred", str(folders / "test/less"), "--training-sizes", "100", "20", "--reconstructions", outputs]
+    extra += ["--reconstructions", outputs, "--baseline", str(folders / "test/images")]
+    assert evaluate(folders, *extra) == 0
+    names = {path.relative_to(folders / "out").as_posix() for path in (folders / "out").rglob("*.png")}
+    expected = {"precision_recall", "froc", "dice_over_lesion_size", "training_size", "pictures/maps", "pictures/less"}
+    assert expected <= {name.removesuffix(".png") for name in names}
+    assert "pictures/raw_intensity.png" not in names
+    fit = summary(folders)["results"]["maps"]["dice_over_lesion_volume_mm3"]
+    assert fit["kind"] == "oracle" and len(fit["coefficients"]) == 4
+
+
+def test_nothing_is_repeated(folders):
+    extra = (*validation(folders), "--filters")
+    assert evaluate(folders, *extra) == 0
+    records = {path: path.stat().st_mtime_ns for path in (folders / "out").rglob("*.npz")}
+    assert evaluate(folders, *extra) == 0
+    assert records == {path: path.stat().st_mtime_ns for path in records} and len(records) == 2 * (5 + 5 + 3)
+
+
+def test_two_processes_give_the_same(folders):
+    assert evaluate(folders, out="one") == 0
+    assert evaluate(folders, "-np", "2") == 0
+    assert (folders / "out/summary.json").read_bytes() == (folders / "one/summary.json").read_bytes()
+
+
+def test_validation_cases_without_a_lesion_are_an_error(folders, capsys):
+    for i in range(3):
+        write(np.zeros(SHAPE, np.uint8), folders / f"val/ref/val_{i}.nii.gz")
+    assert evaluate(folders, *validation(folders)) == 2
+    assert "The validation cases have no lesion voxel" in capsys.readouterr().err
+    assert not (folders / "out/summary.json").exists()
+
+
+def test_a_case_of_both_sets_is_refused(folders, capsys):
+    for name in ("ref", "maps", "brain"):
+        write(read(folders / f"test/{name}/test_1.nii.gz"), folders / f"val/{name}/test_1.nii.gz")
+    assert evaluate(folders, *validation(folders)) == 2
+    assert "test_1" in capsys.readouterr().err
+    assert evaluate(folders, *validation(folders), "--allow-validation-cases") == 0
+    assert evaluate(folders, "--threshold-file", str(folders / "out/thresholds.json")) == 2
+    assert "searched on cases that they are used on: test_1" in capsys.readouterr().err
+
+
+def test_lesion_files_that_are_empty_or_of_another_grid_are_named(folders, capsys):
+    (folders / "test/ref/test_0.nii.gz").write_bytes(b"")
+    write(np.ones((4, 4, 4), np.uint8), folders / "test/ref/test_1.nii.gz")
+    assert evaluate(folders) == 1
+    error = capsys.readouterr().err
+    assert "test_0.nii.gz" in error and "not readable as an image" in error
+    assert "test_1.nii.gz" in error and "do not lie on the same grid" in error
+    assert summary(folders)["results"]["maps"]["pooled"]["n_cases"] == 3
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--erode-mm", "1"), "--filters"),
+        (("--hit-overlap", "2"), "--hit-overlap"),
+        (("--memory-gb", "0"), "--memory-gb"),
+        (("--training-sizes", "1", "2"), "--training-sizes must be given 1 times"),
+        (("--validation-ref", "val/ref"), "--validation-pred together"),
+        (("--threshold-file", "nowhere.json"), "nowhere.json does not exist"),
+    ],
+)
+def test_wrong_arguments(folders, capsys, extra, message):
+    assert evaluate(folders, *extra) == 2
+    assert message in capsys.readouterr().err
+    (folders / "wrong.json").write_text('{"methods": {"other": {}}}')
+    assert evaluate(folders, "--threshold-file", str(folders / "wrong.json")) == 2
+    assert "no thresholds for 'maps', only for other" in capsys.readouterr().err
