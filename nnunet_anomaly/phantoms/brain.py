@@ -34,13 +34,12 @@ THIRD_VENTRICLE, FOURTH_VENTRICLE, BRAIN_STEM, CSF = 14, 15, 16, 24
 # outside the brain
 SKIN, MUSCLE, FAT, SPINAL_CORD, MARROW, INNER_AIR, ORBITAL_FAT, GLOBE, SKULL = 118, 123, 125, 126, 129, 130, 131, 134, 165
 
-# the box (mm) that holds every brain, with a margin for its skull
-BRAIN_BOX_MM = ((-95.0, -135.0, -95.0), (95.0, 105.0, 110.0))
 WARP_EXTENT_MM = 150.0
 SULCUS_SPACING_MM = 14.0
 FOLDED_MM = 26.0  # no sulcus reaches deeper
 BEND_MM = 2.5
 FAR_MM = 60.0
+SLAB_VOXELS = 40_000  # at a time, which stay in a processor's cache
 
 # middle and radii of the ellipsoid along which the folds of one hemisphere run
 HEMISPHERE = ((30.0, -17.0, 12.0), (37.0, 88.0, 66.0))
@@ -88,7 +87,7 @@ def draw_head_shape(rng: np.random.Generator, *, registered: bool = False) -> He
         depth_phases=rng.uniform(0.0, 2.0 * np.pi, 8),
         ventricles=float(0.75 + 0.55 * age * rng.uniform(0.5, 1.0)),
         sulcus_mm=float(0.6 + 0.6 * age),
-        sulcal_depth_mm=float(rng.uniform(14.0, 17.0)),
+        sulcal_depth_mm=float(rng.uniform(15.0, 18.0)),
         cortex_mm=float(rng.uniform(3.0, 3.5) - 0.3 * age),
         skull_mm=float(rng.uniform(5.5, 7.5)),
         scalp_mm=float(rng.uniform(5.0, 8.0)),
@@ -176,15 +175,23 @@ def label_head(shape: HeadShape, axes_mm: Sequence[np.ndarray], *, whole_head: b
     Returns:
         uint16 (x, y, z): FreeSurfer's codes, 0 outside.
     """
+    labels = np.empty([len(axis) for axis in axes_mm], dtype=np.uint16)
+    # every voxel is painted for itself, so slabs need not know of each other
+    slices = max(1, SLAB_VOXELS // (labels.shape[1] * labels.shape[2]))
+    for first in range(0, labels.shape[0], slices):
+        part = slice(first, first + slices)
+        labels[part] = _label_slab(shape, [axes_mm[0][part], axes_mm[1], axes_mm[2]], whole_head)
+    return labels
+
+
+def _label_slab(shape: HeadShape, axes_mm: Sequence[np.ndarray], whole_head: bool) -> np.ndarray:
     canvas = _Canvas(shape, axes_mm)
-    box = canvas.box(*BRAIN_BOX_MM)
-    point = [axis[box] for axis in canvas.point]
+    labels, point = canvas.labels, canvas.point
     cerebrum, stem = _cerebrum(point), _stem(point)
     cerebellum = smooth_max(_cerebellum(point), 2.5 - cerebrum, 3.0)  # the tentorium parts it from the cerebrum
     inner_skull = smooth_min(smooth_min(cerebrum, cerebellum, 18.0), stem, 10.0) - np.float32(2.0 + shape.sulcus_mm)
     if whole_head:
-        _paint_outside(canvas, shape, box, inner_skull)
-    labels = canvas.labels[box]
+        _paint_outside(canvas, shape, inner_skull)
     labels[inner_skull < 0] = CSF
     pial = _folded(shape, point, cerebrum)
     _paint_pair(labels, point[0], CORTEX, pial < 0)
@@ -192,7 +199,7 @@ def label_head(shape: HeadShape, axes_mm: Sequence[np.ndarray], *, whole_head: b
     _paint_cerebellum(labels, point, cerebellum)
     labels[stem < 0] = BRAIN_STEM
     _paint_deep(canvas, shape)
-    return canvas.labels
+    return labels
 
 
 def _paint_pair(labels: np.ndarray, x: np.ndarray, code: Paired, inside: np.ndarray) -> None:
@@ -217,7 +224,7 @@ def _cerebrum(point: Point) -> np.ndarray:
     x, y, z = point
     beside = np.abs(x)
     narrow = 1.0 + 0.0011 * (y + 25.0) * (y > -25.0)  # the frontal lobes are narrower
-    vault = _superellipsoid((x * narrow, y, z), (0.0, -17.0, 10.0), (65.0, 86.0, 65.0))
+    vault = _superellipsoid((x * narrow, y, z), (0.0, -17.0, 10.0), (64.0, 85.0, 64.0))
     floor = np.interp(y, (-100, -60, -40, -15, 5, 25, 60), (-14, -8, -6, -12, -14, -20, -16)).astype(np.float32)
     floor = floor - 0.10 * np.maximum(beside - 15.0, 0.0) * (y < -30.0)
     base = smooth_max(vault, floor - z, 12.0)
@@ -243,7 +250,7 @@ def _folded(shape: HeadShape, point: Point, hull: np.ndarray) -> np.ndarray:
     beside, y, z = np.abs(point[0]), point[1], point[2]
     # between the hemispheres, down to the corpus callosum
     midline = np.maximum(beside - 0.9 * shape.sulcus_mm, -_callosal(point))
-    pial = np.maximum(hull, -midline)
+    pial: np.ndarray = np.maximum(hull, -midline)
     # no sulcus reaches the deep grey matter from below
     core = np.maximum(_callosal(point), np.maximum(beside - 34.0, -28.0 - z))
     shell = (pial < 1.0) & (pial > -FOLDED_MM) & (core > 0)
@@ -252,6 +259,8 @@ def _folded(shape: HeadShape, point: Point, hull: np.ndarray) -> np.ndarray:
     bottom_mm = np.clip(shape.sulcal_depth_mm * (1.0 + 0.45 * noise), 4.0, FOLDED_MM - 4.0)
     width_mm = shape.sulcus_mm * (0.6 + 0.8 * smooth_step(depth, 6.0, 0.0))
     pial[shell] = np.maximum(pial[shell], -np.maximum(sheet_mm - width_mm, depth - bottom_mm))
+    if beside.max() < 26.0:
+        return pial
     width = shape.sulcus_mm
     # the Sylvian fissure runs backwards and up, and opens into the cistern over the insula
     wave = 1.6 * np.sin(0.22 * y + shape.phases[0]) + 1.6 * np.sin(0.26 * beside + shape.phases[1])
@@ -292,7 +301,7 @@ def _sulcal_sheets(shape: HeadShape, point: Point) -> tuple[np.ndarray, np.ndarr
         real[part], imaginary[part] = np.cos(angle) @ weights, np.sin(angle) @ weights
         noise[part] = np.cos(mirrored[part] @ depth_waves + depth_phases).sum(axis=1)
     sheet_mm = np.abs(np.arctan2(imaginary, real)) * np.float32(SULCUS_SPACING_MM / (2.0 * np.pi))
-    sheet_mm[length[:, 0] < 0.6] = FAR_MM  # further in, all sheets would meet
+    sheet_mm[length[:, 0] < 0.5] = FAR_MM  # further in, all sheets would meet
     return sheet_mm, noise / np.float32(np.sqrt(shape.depth_phases.size / 2.0))
 
 
@@ -395,12 +404,10 @@ def _ventricle(point: Point, size: float) -> np.ndarray:
 # ---- around the brain ----
 
 
-def _paint_outside(canvas: _Canvas, shape: HeadShape, box: tuple[slice, ...], inner_skull: np.ndarray) -> None:
-    """Skin, fat, muscle, skull, face and neck; ``inner_skull`` is a signed distance inside ``box``."""
+def _paint_outside(canvas: _Canvas, shape: HeadShape, vault: np.ndarray) -> None:
+    """Skin, fat, muscle, skull, face and neck around ``vault``, the signed distance to the inside of the skull."""
     x, y, z = canvas.point
     mirrored = (np.abs(x), y, z)
-    vault = np.full(x.shape, FAR_MM, dtype=np.float32)
-    vault[box] = np.minimum(inner_skull, FAR_MM)
     head = smooth_min(vault - (shape.skull_mm + shape.scalp_mm), _face(mirrored), 14.0)
     head = smooth_min(head, capsule((x, y, z), (0.0, -28.0, -70.0), (0.0, -50.0, -230.0), 52.0, 58.0), 20.0)
     labels = canvas.labels
@@ -429,8 +436,8 @@ def _face(mirrored: Point) -> np.ndarray:
 
 def _paint_face(canvas: _Canvas) -> None:
     paint = canvas.paint
-    paint(Paired(SKULL, SKULL), (0, 0, -125), (62, 100, -70), _mandible)
-    paint(Paired(MARROW, MARROW), (0, 0, -125), (62, 100, -70), lambda p: _mandible(p) + 2.5)
+    paint(Paired(SKULL, SKULL), (0, 0, -125), (62, 100, -46), _mandible)
+    paint(Paired(MARROW, MARROW), (0, 0, -125), (62, 100, -46), lambda p: _mandible(p) + 2.5)
     paint(SKULL, (-34, 40, -88), (34, 98, -58), lambda p: ellipsoid(p, (0.0, 66.0, -73.0), (27.0, 24.0, 9.0)))
     paint(
         Paired(ORBITAL_FAT, ORBITAL_FAT),
@@ -480,7 +487,7 @@ def _eye_muscles(point: Point) -> np.ndarray:
 
 
 def _paint_neck(canvas: _Canvas) -> None:
-    low, high = (-32, -110, -230), (32, 10, -62)
+    low, high = (-32, -110, -250), (32, 10, -58)
     canvas.paint(SKULL, low, high, lambda p: capsule(p, (0.0, -28.0, -74.0), (0.0, -36.0, -230.0), 13.0))
     canvas.paint(
         MARROW,

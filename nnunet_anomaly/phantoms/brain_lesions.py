@@ -72,7 +72,7 @@ def grow_tumour(
     deep = erode_mm(anatomy.brain, 12.0, spacing_mm) & (anatomy.white >= 0.5)
     start = _random_voxel(deep, rng)
     radius_mm = growth * float(rng.uniform(9.0, 17.0))
-    rim_mm = max(float(rng.uniform(2.5, 4.5)), 1.01 * max(spacing_mm))
+    rim_mm = float(rng.uniform(2.5, 4.5))
     oedema_share = float(rng.uniform(0.8, 2.5) if high_grade else rng.uniform(0.2, 0.6))
     seeds = [int(seed) for seed in rng.integers(2**31, size=3)]
     core_mm3 = 4.0 / 3.0 * np.pi * radius_mm**3
@@ -85,9 +85,9 @@ def grow_tumour(
     labels[core] = NECROSIS
     noise = smooth_noise(core.shape, spacing_mm, np.random.default_rng(seeds[2]), 5.0)
     if high_grade:
-        labels[core & (distance_to_mm(~core, spacing_mm) <= rim_mm * (1.0 + 0.3 * np.clip(noise, -1.5, 1.5)))] = (
-            ENHANCING
-        )
+        # at least one voxel thick, so that necrosis is closed in
+        thickness_mm = np.maximum(rim_mm * (1.0 + 0.3 * np.clip(noise, -1.5, 1.5)), 1.01 * max(spacing_mm))
+        labels[core & (distance_to_mm(~core, spacing_mm) <= thickness_mm)] = ENHANCING
     else:
         labels[core & (noise > 1.3)] = ENHANCING
     return labels

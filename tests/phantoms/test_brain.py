@@ -40,7 +40,7 @@ from nnunet_anomaly.phantoms.painting import (
 
 AXES_MM = [np.arange(-90.0, 91.0, 2.0), np.arange(-128.0, 113.0, 2.0), np.arange(-110.0, 101.0, 2.0)]
 SPACING_MM = (2.0, 2.0, 2.0)
-GRID = (48, 56, 52)
+GRID = (40, 48, 44)
 
 
 @lru_cache(maxsize=4)
@@ -58,10 +58,6 @@ def case(cohort, patient, visit=0):
 
 def volume_cm3(mask, spacing_mm=SPACING_MM):
     return mask.sum() * np.prod(spacing_mm) / 1000.0
-
-
-def both(labels, code):
-    return np.isin(labels, code)
 
 
 # ---- anatomy ----
@@ -83,7 +79,7 @@ def test_volumes_are_those_of_adult_brains(seed):
         (brain.PUTAMEN, 4, 16),
         (brain.HIPPOCAMPUS, 2, 10),
     ):
-        assert low < volume_cm3(both(labels, codes)) < high, codes
+        assert low < volume_cm3(np.isin(labels, codes)) < high, codes
     assert 1000 < volume_cm3(brain_mask(tissue_map(labels), SPACING_MM)) < 1900
 
 
@@ -118,7 +114,7 @@ def test_the_brain_lies_within_fluid_within_the_skull(seed):
     # above the base, whatever lies inside the skull is closed in by bone
     upper = labels[:, :, 65:]
     inside = np.isin(upper, (brain.CSF, *brain.CORTEX, *brain.WHITE))
-    assert np.isin(upper[ndimage.binary_dilation(inside) & ~inside], (brain.SKULL, *deep, *allowed)).all()
+    assert np.isin(upper[ndimage.binary_dilation(inside) & ~inside], (brain.SKULL, brain.MARROW, *deep, *allowed)).all()
 
 
 def test_white_matter_is_one_piece_and_cortex_covers_it():
@@ -129,10 +125,10 @@ def test_white_matter_is_one_piece_and_cortex_covers_it():
     cortex = np.isin(labels, brain.CORTEX)
     # a folded ribbon has far more surface than the smooth hull around it
     hull = ndimage.binary_closing(np.isin(labels, (*brain.CORTEX, *brain.WHITE)), iterations=8)
+
     def surface(mask):
         return int((ndimage.binary_dilation(mask) & ~mask).sum())
 
-    assert surface(np.isin(labels, (*brain.CORTEX, *brain.WHITE)) | (labels == 0)) > 0
     assert surface(white) > 1.8 * surface(hull)
     assert cortex.sum() > 0.6 * white.sum()
 
@@ -155,7 +151,7 @@ def test_sides_mirror_each_other_but_not_exactly():
         brain.HeadShape(**{**plain, "warp_mm": symmetric / 2, "waves": waves}), AXES_MM, whole_head=False
     )
     for pair in (brain.WHITE, brain.CORTEX, brain.CEREBELLAR_WHITE):
-        left, right = twin == pair.left, twin[::-1] == pair.right
+        left, right = twin[:45] == pair.left, twin[:45:-1] == pair.right  # without the middle plane
         assert (left & right).sum() > 0.99 * left.sum()
 
 
@@ -347,7 +343,7 @@ def test_a_tumour_of_low_grade_hardly_enhances():
 def test_strokes_keep_to_one_side_and_do_not_overlap():
     anatomy = anatomy_of(head(0)[1])
     sites, counts = set(), set()
-    for seed in range(12):
+    for seed in range(8):
         lesions = grow_strokes(anatomy, np.random.default_rng(seed))
         counts.add(len(lesions))
         together = np.zeros(anatomy.brain.shape, dtype=int)
@@ -412,18 +408,19 @@ def test_tumours_look_as_in_each_contrast(patient):
     inside = ndimage.binary_erosion(tumour.brain, iterations=2)
     healthy = {name: np.median(image[inside & (tumour.tumour == 0)]) for name, image in tumour.images.items()}
     means = {name: [image[tumour.tumour == n].mean() for n in (1, 2)] for name, image in tumour.images.items()}
-    assert means["t1"][0] < healthy["t1"] and means["t1ce"][0] < healthy["t1ce"]
+    assert means["t1"][0] < 0.85 * healthy["t1"]
     assert means["t2"][0] > healthy["t2"] and means["t2"][1] > healthy["t2"]
     assert means["flair"][1] > 1.2 * healthy["flair"]
     if patient == 0:
         ring = {name: image[tumour.tumour == 4].mean() for name, image in tumour.images.items()}
         assert ring["t1ce"] > 1.1 * healthy["t1ce"] and ring["t1"] < 1.05 * healthy["t1"]
+        assert means["t1ce"][0] < 0.85 * ring["t1ce"]
     (record,) = tumour.records
     assert record["voxels"] == (tumour.tumour > 0).sum() and record["grade"] == ("high" if patient == 0 else "low")
 
 
 def test_strokes_are_dark_and_recorded():
-    for patient in range(3):
+    for patient in (0, 3):
         stroke = case(STROKE, patient)
         image = stroke.images["t1"]
         inside = ndimage.binary_erosion(stroke.brain, iterations=2)
@@ -466,7 +463,7 @@ def test_images_lie_in_patient_coordinates_as_their_header_says(frame, corner):
 
 def test_brains_are_inside_the_field_of_view_of_every_release():
     for cohort in (HEALTHY, TUMOUR, STROKE):
-        for patient in range(3):
+        for patient in (0, 3):
             mask = case(cohort, patient).brain
             for axis in range(2):
                 ends = mask.any(axis=tuple(other for other in range(3) if other != axis))
@@ -477,7 +474,7 @@ def test_brains_are_inside_the_field_of_view_of_every_release():
 # ---- the user's own anatomy and shapes ----
 
 
-def write_nifti(path, array, spacing_mm=(4.0, 4.0, 4.0), middle=True):
+def write_nifti(path, array, spacing_mm=(4.0, 4.0, 4.0)):
     """An array (x, y, z) whose middle is the origin of patient coordinates."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array[::-1, ::-1].transpose(2, 1, 0)))
     image.SetSpacing(spacing_mm)
