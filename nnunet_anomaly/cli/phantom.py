@@ -79,7 +79,7 @@ def _add_brain(brain: argparse.ArgumentParser) -> None:
     brain.add_argument(
         "--case-355",
         action="store_true",
-        help="with --brats 2020: the first case is number 355, whose labels have the name that they have in that release",
+        help="with --brats 2020: the first case is number 355, whose labels have the odd name that they have there",
     )
     brain.add_argument("--atlas", choices=("R1.1", "2.0"), default="2.0", help="release of ATLAS (default: 2.0)")
     brain.add_argument(
@@ -92,8 +92,8 @@ def _add_brain(brain: argparse.ArgumentParser) -> None:
         "--labels",
         type=Path,
         metavar="DIR",
-        help="paint into these label maps of heads (NIfTI, FreeSurfer's codes), deformed anew for every patient, instead "
-        "of procedural anatomy",
+        help="paint into these label maps of heads (NIfTI, FreeSurfer's codes), deformed anew for every patient, "
+        "instead of procedural anatomy",
     )
     brain.add_argument(
         "--lesion-shapes",

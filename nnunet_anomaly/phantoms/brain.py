@@ -32,7 +32,17 @@ THALAMUS, CAUDATE, PUTAMEN, PALLIDUM = Paired(10, 49), Paired(11, 50), Paired(12
 HIPPOCAMPUS, AMYGDALA, VENTRAL_DC = Paired(17, 53), Paired(18, 54), Paired(28, 60)
 THIRD_VENTRICLE, FOURTH_VENTRICLE, BRAIN_STEM, CSF = 14, 15, 16, 24
 # outside the brain
-SKIN, MUSCLE, FAT, SPINAL_CORD, MARROW, INNER_AIR, ORBITAL_FAT, GLOBE, SKULL = 118, 123, 125, 126, 129, 130, 131, 134, 165
+SKIN, MUSCLE, FAT, SPINAL_CORD, MARROW, INNER_AIR, ORBITAL_FAT, GLOBE, SKULL = (
+    118,
+    123,
+    125,
+    126,
+    129,
+    130,
+    131,
+    134,
+    165,
+)
 
 WARP_EXTENT_MM = 150.0
 SULCUS_SPACING_MM = 14.0
@@ -189,7 +199,7 @@ def _label_slab(shape: HeadShape, axes_mm: Sequence[np.ndarray], whole_head: boo
     labels, point = canvas.labels, canvas.point
     cerebrum, stem = _cerebrum(point), _stem(point)
     cerebellum = smooth_max(_cerebellum(point), 2.5 - cerebrum, 3.0)  # the tentorium parts it from the cerebrum
-    inner_skull = smooth_min(smooth_min(cerebrum, cerebellum, 18.0), stem, 10.0) - np.float32(2.0 + shape.sulcus_mm)
+    inner_skull = smooth_min(smooth_min(cerebrum, cerebellum, 12.0), stem, 10.0) - np.float32(2.0 + shape.sulcus_mm)
     if whole_head:
         _paint_outside(canvas, shape, inner_skull)
     labels[inner_skull < 0] = CSF
@@ -332,9 +342,7 @@ def _paint_deep(canvas: _Canvas, shape: HeadShape) -> None:
         return np.maximum.reduce([np.abs(arc + thick) - thick, point[0] - 16.0, -4.0 - point[2]])
 
     canvas.paint(WHITE, (0, -48, -10), (20, 38, 32), callosum)
-    canvas.paint(
-        VENTRAL_DC, (0, -30, -18), (20, 5, 4), lambda p: ellipsoid(p, (8.0, -12.0, -7.0), (7.0, 9.0, 6.5))
-    )
+    canvas.paint(VENTRAL_DC, (0, -30, -18), (20, 5, 4), lambda p: ellipsoid(p, (8.0, -12.0, -7.0), (7.0, 9.0, 6.5)))
     canvas.paint(THALAMUS, (0, -40, -6), (26, 4, 22), lambda p: ellipsoid(p, (11.0, -18.0, 7.0), (9.5, 15.0, 8.5)))
     canvas.paint(CAUDATE, (0, -32, -8), (30, 32, 28), _caudate)
     canvas.paint(
@@ -423,7 +431,8 @@ def _paint_outside(canvas: _Canvas, shape: HeadShape, vault: np.ndarray) -> None
     bone = (vault < shape.skull_mm) & (vault >= 0)
     spared = np.isin(labels, (GLOBE, INNER_AIR)) & (vault > 2.5)
     labels[bone & ~spared] = SKULL
-    labels[bone & ~spared & (np.abs(vault - shape.skull_mm / 2.0) < shape.skull_mm / 2.0 - 1.7) & (z > -25.0)] = MARROW
+    inside_bone = np.abs(vault - shape.skull_mm / 2.0) < shape.skull_mm / 2.0 - 1.7
+    labels[bone & ~spared & inside_bone & ((z > -25.0) | (y < 0.0))] = MARROW
 
 
 def _face(mirrored: Point) -> np.ndarray:

@@ -89,7 +89,9 @@ class Frame:
             axes.append((low + steps * (high - low)) / self.head_scale)
         return axes
 
-    def as_image(self, array: np.ndarray, oblique_deg: float = 0.0, shift_mm: Sequence[float] = (0, 0, 0)) -> sitk.Image:
+    def as_image(
+        self, array: np.ndarray, oblique_deg: float = 0.0, shift_mm: Sequence[float] = (0, 0, 0)
+    ) -> sitk.Image:
         """An array (x, y, z) over the field of view as the release's image, turned by an angle about the x axis."""
         axes, signs = zip(*(_TOWARDS[letter] for letter in self.letters), strict=True)
         spacing = [(high - low) / n for low, high, n in zip(self.lower_mm, self.upper_mm, array.shape, strict=True)]
@@ -112,7 +114,14 @@ class Frame:
 
 # the grids and headers of BraTS (SRI24 space), ATLAS (MNI space) and IXI (sagittal, native space)
 BRATS = Frame(
-    (-120.0, -137.0, -78.5), (120.0, 103.0, 76.5), "LPS", (62, 96, 96), (155, 240, 240), 0.95, True, (119.5, -136.5, 78.0)
+    (-120.0, -137.0, -78.5),
+    (120.0, 103.0, 76.5),
+    "LPS",
+    (62, 96, 96),
+    (155, 240, 240),
+    0.95,
+    True,
+    (119.5, -136.5, 78.0),
 )
 ATLAS = Frame(
     (-98.5, -134.5, -72.5), (98.5, 98.5, 116.5), "RAS", (76, 94, 80), (189, 233, 197), 1.0, True, (0.0, 0.0, 0.0)
@@ -288,9 +297,7 @@ def _left_half(labels: np.ndarray) -> np.ndarray:
 # ---- the user's own anatomy and lesions ----
 
 
-def head_labels(
-    key: CaseKey, inputs: Inputs, frame: Frame, axes_mm: Sequence[np.ndarray]
-) -> tuple[np.ndarray, str]:
+def head_labels(key: CaseKey, inputs: Inputs, frame: Frame, axes_mm: Sequence[np.ndarray]) -> tuple[np.ndarray, str]:
     """Label map (uint16) of a patient's head on a grid of head coordinates, and where it comes from."""
     rng = key.generator(HEAD, every_visit=True)
     if not inputs.labels:
@@ -330,9 +337,7 @@ def load_label_map(path: Path) -> tuple[np.ndarray, tuple[float, ...], tuple[flo
     corners = []
     for attribute in ("start", "stop"):
         ends = [getattr(part, attribute) for part in box]
-        corners.append(
-            tuple((end - n / 2) * size for end, n, size in zip(ends, labels.shape, spacing_mm, strict=True))
-        )
+        corners.append(tuple((end - n / 2) * size for end, n, size in zip(ends, labels.shape, spacing_mm, strict=True)))
     return labels, spacing_mm, corners[0], corners[1]
 
 
@@ -346,9 +351,7 @@ def load_shape(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
     array, spacing_mm, first_mm = _read_upright(path)
     if not (array > 0).any():
         raise InputError(f"{path} is an empty mask. Take it out of the folder.")
-    axes = [
-        first + np.arange(n) * size for first, n, size in zip(first_mm, array.shape, spacing_mm, strict=True)
-    ]
+    axes = [first + np.arange(n) * size for first, n, size in zip(first_mm, array.shape, spacing_mm, strict=True)]
     return array > 0, axes
 
 

@@ -71,14 +71,14 @@ def grow_tumour(
     spacing_mm = anatomy.spacing_mm
     deep = erode_mm(anatomy.brain, 12.0, spacing_mm) & (anatomy.white >= 0.5)
     start = _random_voxel(deep, rng)
-    radius_mm = growth * float(rng.uniform(9.0, 17.0))
+    radius_mm = growth * float(rng.uniform(10.0, 21.0))
     rim_mm = float(rng.uniform(2.5, 4.5))
     oedema_share = float(rng.uniform(0.8, 2.5) if high_grade else rng.uniform(0.2, 0.6))
     seeds = [int(seed) for seed in rng.integers(2**31, size=3)]
-    core_mm3 = 4.0 / 3.0 * np.pi * radius_mm**3
-    side = anatomy.cerebrum & (anatomy.left == anatomy.left[start])
+    allowed = _side_of(anatomy, anatomy.cerebrum, start)
+    core_mm3 = _fitting_mm3(radius_mm, allowed, spacing_mm)
     core = grow_region(
-        side, start, core_mm3, spacing_mm, np.random.default_rng(seeds[0]), scale_mm=6.0, roughness=0.45
+        allowed, start, core_mm3, spacing_mm, np.random.default_rng(seeds[0]), scale_mm=6.0, roughness=0.45
     )[1]
     labels = np.zeros(core.shape, dtype=np.uint8)
     labels[_oedema(anatomy, core, oedema_share * core_mm3, np.random.default_rng(seeds[1]))] = OEDEMA
@@ -157,17 +157,11 @@ def grow_strokes(anatomy: Anatomy, rng: np.random.Generator) -> list[Lesion]:
     return lesions
 
 
-def _grow_stroke(
-    anatomy: Anatomy, free: np.ndarray, site: str, radius_mm: float, rng: np.random.Generator
-) -> Lesion:
+def _grow_stroke(anatomy: Anatomy, free: np.ndarray, site: str, radius_mm: float, rng: np.random.Generator) -> Lesion:
     candidates = stroke_sites(anatomy, site) & free
     start = _random_voxel(candidates, rng)
-    allowed = anatomy.cerebrum & free & (anatomy.left == anatomy.left[start])
-    room_mm3 = float(allowed.sum() * np.prod(anatomy.spacing_mm))
-    volume_mm3 = min(4.0 / 3.0 * np.pi * radius_mm**3, 0.3 * room_mm3)
-    parts, _ = ndimage.label(allowed)
-    allowed = parts == parts[start]
-    volume_mm3 = min(volume_mm3, 0.5 * float(allowed.sum() * np.prod(anatomy.spacing_mm)))
+    allowed = _side_of(anatomy, anatomy.cerebrum & free, start)
+    volume_mm3 = _fitting_mm3(radius_mm, allowed, anatomy.spacing_mm)
     membership, mask = grow_region(
         allowed, start, volume_mm3, anatomy.spacing_mm, rng, edge_mm=2.5, scale_mm=5.0, roughness=0.5
     )
@@ -236,9 +230,7 @@ def _interpolated(values: np.ndarray, index: np.ndarray, axis: int) -> np.ndarra
     return result
 
 
-def add_strokes(
-    signal: np.ndarray, lesions: Sequence[Lesion], contrast: Contrast, anatomy: Anatomy
-) -> np.ndarray:
+def add_strokes(signal: np.ndarray, lesions: Sequence[Lesion], contrast: Contrast, anatomy: Anatomy) -> np.ndarray:
     """Signal (float32) with strokes at their intensity in this contrast; outside the brain as it was."""
     for lesion in lesions:
         signal = mix_toward(
@@ -251,6 +243,17 @@ def add_strokes(
             texture=0.2,
         )
     return signal
+
+
+def _side_of(anatomy: Anatomy, region: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
+    """Part of a region that is connected with ``start`` on its side of the head."""
+    parts, _ = ndimage.label(region & (anatomy.left == anatomy.left[start]))
+    return parts == parts[start]
+
+
+def _fitting_mm3(radius_mm: float, allowed: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Volume of a ball, but at most a third of where a lesion may lie."""
+    return min(4.0 / 3.0 * np.pi * radius_mm**3, float(allowed.sum() * np.prod(spacing_mm)) / 3.0)
 
 
 def _random_voxel(candidates: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:

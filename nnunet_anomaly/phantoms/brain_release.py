@@ -315,9 +315,7 @@ def write_case(folder: Path, plan: CasePlan, phantom: BrainPhantom, inputs: Inpu
     frame = FRAMES[plan.key.cohort]
     grid = frame.full_grid if phantom.full_grid else phantom.grid or frame.small_grid
     defaced = plan.key.cohort == STROKE and phantom.atlas == "R1.1"
-    case = make_case(
-        plan.key, grid, inputs, contrast=phantom.contrast, high_grade=plan.high_grade, defaced=defaced
-    )
+    case = make_case(plan.key, grid, inputs, contrast=phantom.contrast, high_grade=plan.high_grade, defaced=defaced)
     files = release_files(plan, case, phantom)
     images = [path.as_posix() for path, array in files.items() if array.dtype == np.int16]
     files[Path("truth/brain") / f"{plan.name}.nii.gz"] = case.brain.astype(np.uint8)

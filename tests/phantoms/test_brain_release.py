@@ -85,17 +85,17 @@ def test_tree_is_the_releases_file_for_file(phantom):
         (
             "2019",
             "MICCAI_BraTS_2019_Data_Training/HGG/BraTS19_2013_2_1",
-            ["BraTS19_2013_2_1_{}.nii.gz".format(kind) for kind in ("t1", "t1ce", "t2", "flair", "seg")],
+            [f"BraTS19_2013_2_1_{kind}.nii.gz" for kind in ("t1", "t1ce", "t2", "flair", "seg")],
         ),
         (
             "2020",
             "MICCAI_BraTS2020_TrainingData/BraTS20_Training_001",
-            ["BraTS20_Training_001_{}.nii".format(kind) for kind in ("t1", "t1ce", "t2", "flair", "seg")],
+            [f"BraTS20_Training_001_{kind}.nii" for kind in ("t1", "t1ce", "t2", "flair", "seg")],
         ),
         (
             "2023",
             "ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData/BraTS-GLI-00000-000",
-            ["BraTS-GLI-00000-000-{}.nii.gz".format(kind) for kind in ("t1n", "t1c", "t2w", "t2f", "seg")],
+            [f"BraTS-GLI-00000-000-{kind}.nii.gz" for kind in ("t1n", "t1c", "t2w", "t2f", "seg")],
         ),
     ],
 )
