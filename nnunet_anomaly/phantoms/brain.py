@@ -32,17 +32,8 @@ THALAMUS, CAUDATE, PUTAMEN, PALLIDUM = Paired(10, 49), Paired(11, 50), Paired(12
 HIPPOCAMPUS, AMYGDALA, VENTRAL_DC = Paired(17, 53), Paired(18, 54), Paired(28, 60)
 THIRD_VENTRICLE, FOURTH_VENTRICLE, BRAIN_STEM, CSF = 14, 15, 16, 24
 # outside the brain
-SKIN, MUSCLE, FAT, SPINAL_CORD, MARROW, INNER_AIR, ORBITAL_FAT, GLOBE, SKULL = (
-    118,
-    123,
-    125,
-    126,
-    129,
-    130,
-    131,
-    134,
-    165,
-)
+SKIN, MUSCLE, FAT, SPINAL_CORD, MARROW, INNER_AIR = 118, 123, 125, 126, 129, 130
+ORBITAL_FAT, GLOBE, SKULL = 131, 134, 165
 
 WARP_EXTENT_MM = 150.0
 SULCUS_SPACING_MM = 14.0
@@ -236,7 +227,7 @@ def _cerebrum(point: Point) -> np.ndarray:
     narrow = 1.0 + 0.0011 * (y + 25.0) * (y > -25.0)  # the frontal lobes are narrower
     vault = _superellipsoid((x * narrow, y, z), (0.0, -17.0, 10.0), (64.0, 85.0, 64.0))
     floor = np.interp(y, (-100, -60, -40, -15, 5, 25, 60), (-14, -8, -6, -12, -14, -20, -16)).astype(np.float32)
-    floor = floor - 0.10 * np.maximum(beside - 15.0, 0.0) * (y < -30.0)
+    floor -= 0.10 * np.maximum(beside - 15.0, 0.0) * (y < -30.0)
     base = smooth_max(vault, floor - z, 12.0)
     temporal = capsule((beside, y, z), (40.0, 6.0, -25.0), (46.0, -42.0, -10.0), 16.0, 17.0)
     return smooth_min(base, temporal, 5.0)
@@ -293,16 +284,18 @@ def _sulcal_sheets(shape: HeadShape, point: Point) -> tuple[np.ndarray, np.ndarr
     sheets run inwards; a wave across the ray bends them.
     """
     x, y, z = point
-    centre, radii = np.float32(HEMISPHERE[0]), np.float32(HEMISPHERE[1])
+    centre, radii = (np.array(values, dtype=np.float32) for values in HEMISPHERE)
     away = np.stack([np.abs(x), y, z], axis=1) - centre
-    away += np.float32(BEND_MM) * np.sin(away[:, [1, 2, 0]] * np.float32(2.0 * np.pi / 21.0) + np.float32([1, 3, 5]))
+    away += np.float32(BEND_MM) * np.sin(
+        away[:, [1, 2, 0]] * np.float32(2.0 * np.pi / 21.0) + np.array([1, 3, 5], dtype=np.float32)
+    )
     length = np.sqrt(((away / radii) ** 2).sum(axis=1, keepdims=True))
     mirrored = centre + away / np.maximum(length, np.float32(0.3))
     signed = mirrored.copy()
     signed[:, 0] *= np.sign(x)
     half = shape.waves.shape[1] // 2
     real, imaginary, noise = (np.empty(x.shape, dtype=np.float32) for _ in range(3))
-    weights = np.repeat(np.float32([1.0, 0.55]), half)
+    weights = np.repeat(np.array([1.0, 0.55], dtype=np.float32), half)
     waves, depth_waves = shape.waves.astype(np.float32), shape.depth_waves.astype(np.float32)
     phases, depth_phases = shape.phases.astype(np.float32), shape.depth_phases.astype(np.float32)
     for first in range(0, x.size, 65_536):

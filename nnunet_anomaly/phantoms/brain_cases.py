@@ -305,7 +305,7 @@ def head_labels(key: CaseKey, inputs: Inputs, frame: Frame, axes_mm: Sequence[np
         return brain.label_head(shape, axes_mm, whole_head=key.cohort != TUMOUR), "procedural"
     path = inputs.labels[int(rng.integers(len(inputs.labels)))]
     label_map, spacing_mm, lower_mm, upper_mm = load_label_map(path)
-    own_axes = []
+    own_axes: list[np.ndarray] = []
     for axis, low, high in zip(axes_mm, lower_mm, upper_mm, strict=True):
         number = len(own_axes)
         first, last = ATLAS_BRAIN_MM[0][number], ATLAS_BRAIN_MM[1][number]
@@ -378,6 +378,6 @@ def _strokes(anatomy: Anatomy, inputs: Inputs, rng: np.random.Generator) -> list
         if lesions:
             return lesions
     raise InputError(
-        f"None of the {len(inputs.shapes)} lesion shapes in {inputs.shapes[0].parent} meets the brain. They must be masks "
-        "in MNI space."
+        f"None of the {len(inputs.shapes)} lesion shapes in {inputs.shapes[0].parent} meets the brain. They "
+        "must be masks in MNI space."
     )

@@ -194,7 +194,7 @@ def plant_shapes(
     if box is None:
         return []
     indices = []
-    for axis, (part, size_mm) in enumerate(zip(box, anatomy.spacing_mm, strict=True)):
+    for axis, part in enumerate(box):
         low, high = ATLAS_BRAIN_MM[0][axis], ATLAS_BRAIN_MM[1][axis]
         steps = (np.arange(anatomy.brain.shape[axis]) + 0.5 - part.start) / (part.stop - part.start)
         place = low + steps * (high - low)

@@ -1,4 +1,4 @@
-"""Writes the brain phantom as releases of BraTS and ATLAS are shipped, beside a healthy folder like IXI's, and the truth.
+"""Writes the brain phantom as BraTS and ATLAS are shipped, beside a healthy folder like IXI's, and the truth.
 
 ::
 
@@ -13,10 +13,10 @@
     DIR/truth/{brain, lesions}/<case>.nii.gz                  in the image's geometry; no lesions for healthy heads
     DIR/truth/cases/<case>.json, DIR/truth/lesions.json       which cases have which lesions
 
-One release of BraTS and one of ATLAS lie in one phantom. Cases without masks for a test lie in the release's own folder
-for them. Where a release has patients with more than one visit (BraTS 2023, ATLAS), every fifth case is the second visit
-of the patient before it. A case is built in ``DIR/.partial/<case>`` and moved to its place file by file, its record in
-``truth/cases`` last: a case with a record is whole and is not made again.
+One release of BraTS and one of ATLAS lie in one phantom. Cases without masks for a test lie in the release's own
+folder for them. Where a release has patients with more than one visit (BraTS 2023, ATLAS), every fifth case is the
+second visit of the patient before it. A case is built in ``DIR/.partial/<case>`` and moved to its place file by file,
+its record in ``truth/cases`` last: a case with a record is whole and is not made again.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ BRATS_RELEASES = {
 class BrainPhantom:
     """What a brain phantom consists of.
 
-    ``labels`` and ``shapes`` are folders with label maps of heads and masks of lesions (NIfTI); ``grid`` is slices, rows
-    and columns, None for each release's small one; ``misnamed_case`` gives BraTS 2020 its case 355, whose file of labels
-    has a name of its own.
+    ``labels`` and ``shapes`` are folders with label maps of heads and masks of lesions (NIfTI); ``grid`` is slices,
+    rows and columns, None for each release's small one; ``misnamed_case`` gives BraTS 2020 its case 355, whose file of
+    labels has a name of its own.
     """
 
     seed: int
@@ -194,8 +194,8 @@ def _check(phantom: BrainPhantom) -> None:
         len(phantom.grid) != 3 or any(not SMALLEST_SIZE <= size <= LARGEST_SIZE for size in phantom.grid)
     ):
         raise SettingsError(
-            f"--grid is {' '.join(str(size) for size in phantom.grid)}; it must be three numbers (slices, rows, columns) "
-            f"from {SMALLEST_SIZE} to {LARGEST_SIZE}."
+            f"--grid is {' '.join(str(size) for size in phantom.grid)}; it must be three numbers (slices, rows, "
+            f"columns) from {SMALLEST_SIZE} to {LARGEST_SIZE}."
         )
 
 

@@ -149,8 +149,8 @@ def tissue_map(label_map: np.ndarray) -> np.ndarray:
     if tissues.max(initial=0) == 255:
         unknown = np.unique(codes[tissues == 255])[:10].tolist()
         raise LabelError(
-            f"The label map holds {unknown}, which are none of FreeSurfer's codes that we can paint. Give them codes of "
-            f"the tissues they are, or 0."
+            f"The label map holds {unknown}, which are none of FreeSurfer's codes that we can paint. Give them "
+            "codes of the tissues they are, or 0."
         )
     return tissues
 
