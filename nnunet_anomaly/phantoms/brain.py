@@ -286,9 +286,8 @@ def _sulcal_sheets(shape: HeadShape, point: Point) -> tuple[np.ndarray, np.ndarr
     x, y, z = point
     centre, radii = (np.array(values, dtype=np.float32) for values in HEMISPHERE)
     away = np.stack([np.abs(x), y, z], axis=1) - centre
-    away += np.float32(BEND_MM) * np.sin(
-        away[:, [1, 2, 0]] * np.float32(2.0 * np.pi / 21.0) + np.array([1, 3, 5], dtype=np.float32)
-    )
+    bend = np.sin(away[:, [1, 2, 0]] * np.float32(2.0 * np.pi / 21.0) + np.array([1, 3, 5], dtype=np.float32))
+    away += np.float32(BEND_MM) * bend
     length = np.sqrt(((away / radii) ** 2).sum(axis=1, keepdims=True))
     mirrored = centre + away / np.maximum(length, np.float32(0.3))
     signed = mirrored.copy()
