@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import cc3d
 import numpy as np
 from scipy import ndimage
 
@@ -178,16 +179,24 @@ def tissue_share(tissues: np.ndarray, names: Sequence[str], subdivisions: int = 
 
 
 def brain_mask(tissues: np.ndarray, spacing_mm: Sequence[float], subdivisions: int = 1) -> np.ndarray:
-    """Brain with its sulci and ventricles (bool), as skull stripping gives it.
+    """Brain with its sulci and ventricles (bool), as skull stripping gives it; specks that lie apart are left out.
 
     Args:
         tissues: see ``tissue_map``.
         spacing_mm: voxel size of the result.
         subdivisions: ``tissues`` has that many voxels per voxel of the result along every axis.
     """
-    tissue = tissue_share(tissues, BRAIN_TISSUES, subdivisions) >= 0.5
+    tissue = _without_specks(tissue_share(tissues, BRAIN_TISSUES, subdivisions) >= 0.5)
     closed = ndimage.binary_fill_holes(close_mm(tissue, CLOSING_MM, spacing_mm))
     return closed & (tissue | (tissue_share(tissues, ("fluid", *BRAIN_TISSUES), subdivisions) >= 0.5))
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    """The mask without parts that have less than 2 % of the largest one's voxels."""
+    parts = cc3d.connected_components(mask, connectivity=26)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return (sizes >= max(0.02 * sizes.max(), 1))[parts]
 
 
 def paint_tissues(

@@ -272,6 +272,16 @@ def test_subdivided_labels_give_the_image_of_their_blocks():
     )
 
 
+def test_specks_of_brain_that_lie_apart_are_not_in_the_mask():
+    labels = np.zeros((24, 24, 24), np.uint16)
+    labels[4:14, 4:14, 4:14] = brain.WHITE.left
+    labels[14:20, 4:14, 4:14] = brain.CEREBELLAR_CORTEX.left
+    labels[7:9, 7:9, 7:9] = brain.LATERAL_VENTRICLE.left
+    expected = labels > 0
+    labels[22, 22, 22] = brain.CORTEX.right
+    np.testing.assert_array_equal(brain_mask(tissue_map(labels), (2.0, 2.0, 2.0)), expected)
+
+
 def test_an_empty_label_map_is_air():
     image, mask = paint_head(np.zeros((8, 8, 8), np.uint16), (3.0, 3.0, 3.0), np.random.default_rng(0))
     assert not mask.any() and image.max() < 0.3
