@@ -437,9 +437,12 @@ def _face(mirrored: Point) -> np.ndarray:
 
 def _paint_face(canvas: _Canvas) -> None:
     paint = canvas.paint
+    # mandible
     paint(Paired(SKULL, SKULL), (0, 0, -125), (62, 100, -46), _mandible)
     paint(Paired(MARROW, MARROW), (0, 0, -125), (62, 100, -46), lambda p: _mandible(p) + 2.5)
+    # hard palate
     paint(SKULL, (-34, 40, -88), (34, 98, -58), lambda p: ellipsoid(p, (0.0, 66.0, -73.0), (27.0, 24.0, 9.0)))
+    # orbits
     paint(
         Paired(ORBITAL_FAT, ORBITAL_FAT),
         (8, 20, -52),
@@ -448,18 +451,21 @@ def _paint_face(canvas: _Canvas) -> None:
     )
     paint(Paired(MUSCLE, MUSCLE), (8, 20, -52), (56, 70, -8), _eye_muscles)
     paint(Paired(GLOBE, GLOBE), (15, 44, -50), (50, 82, -15), lambda p: ellipsoid(p, (32.5, 64.0, -32.0), (12.2,) * 3))
+    # maxillary sinuses
     paint(
         Paired(INNER_AIR, INNER_AIR),
         (10, 25, -70),
         (48, 75, -36),
         lambda p: ellipsoid(p, (30.0, 50.0, -58.0), (12.0, 15.0, 12.0)),
     )
+    # nasal cavity
     paint(
         Paired(INNER_AIR, INNER_AIR),
         (0, 10, -70),
         (12, 100, -24),
         lambda p: smooth_max(ellipsoid(p, (4.0, 56.0, -50.0), (4.5, 36.0, 19.0)), 0.8 - p[0], 1.0),
     )
+    # sphenoid and frontal sinuses
     paint(INNER_AIR, (-14, 5, -40), (14, 32, -20), lambda p: ellipsoid(p, (0.0, 17.0, -34.0), (10.0, 9.0, 7.0)))
     paint(
         Paired(INNER_AIR, INNER_AIR),
@@ -467,6 +473,7 @@ def _paint_face(canvas: _Canvas) -> None:
         (26, 90, 12),
         lambda p: ellipsoid(p, (11.0, 78.0, -9.0), (9.0, 4.0, 10.0)),
     )
+    # throat
     paint(
         INNER_AIR,
         (-12, -14, -150),
