@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 EXAMPLE = "nnunet-anomaly phantom knee --cases 12 --seed 1 --lesions severe -o phantom_severe -np 2"
+BRAIN_EXAMPLE = "nnunet-anomaly phantom brain --healthy 200 --tumours 20 --strokes 20 --seed 1 -o phantom_brain -np 2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one sub-command a phantom."""
     kinds = parser.add_subparsers(dest="phantom", metavar="PHANTOM", required=True)
-    knee = kinds.add_parser(
-        "knee",
-        help="sagittal DESS-like MR of knees, as the OAI-ZIB release and an OAI tree",
-        description="Write sagittal DESS-like MR images of knees with masks, file for file as the OAI-ZIB release and "
-        "the OAI's baseline tree, and the true labels and lesions. The same seed gives the same bytes.",
-        epilog=f"Example:\n  {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    _add_knee(
+        kinds.add_parser(
+            "knee",
+            help="sagittal DESS-like MR of knees, as the OAI-ZIB release and an OAI tree",
+            description="Write sagittal DESS-like MR images of knees with masks, file for file as the OAI-ZIB release "
+            "and the OAI's baseline tree, and the true labels and lesions. The same seed gives the same bytes.",
+            epilog=f"Example:\n  {EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
     )
+    _add_brain(
+        kinds.add_parser(
+            "brain",
+            help="MR of heads: healthy, with tumours (BraTS) and with strokes (ATLAS)",
+            description="Write T1-like MR images of heads: healthy ones in a flat folder like IXI's, with tumours as a "
+            "BraTS release (T1, T1ce, T2, FLAIR), with strokes as an ATLAS release, and the true brain masks and "
+            "lesions. The same seed gives the same bytes.",
+            epilog=f"Example:\n  {BRAIN_EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+
+
+def _add_knee(knee: argparse.ArgumentParser) -> None:
     knee.add_argument(
         "--cases", type=int, required=True, metavar="N", help="how many knees; knee i does not depend on N"
     )
-    knee.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    _add_seed(knee)
     knee.add_argument(
         "--lesions",
         choices=("none", "mild", "severe"),
@@ -30,19 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="none; mild: one small lesion in every second case; severe: large ones in four of five cases, some "
         "reaching the bone's surface (default: none). The knees themselves are the same for one seed",
     )
-    knee.add_argument(
-        "-o", required=True, type=Path, metavar="DIR", help="output folder; an unfinished one is finished"
-    )
-    size = knee.add_mutually_exclusive_group()
-    size.add_argument(
-        "--full-grid", action="store_true", help="the OAI's 160 x 384 x 384 voxels of 0.7 x 0.36 x 0.36 mm"
-    )
-    size.add_argument(
-        "--grid",
-        type=int,
-        nargs=3,
-        metavar=("SLICES", "ROWS", "COLUMNS"),
-        help="another number of voxels over the same 112 x 140 x 140 mm (default: 40 96 96)",
+    _add_output(knee)
+    _add_grid(
+        knee,
+        "the OAI's 160 x 384 x 384 voxels of 0.7 x 0.36 x 0.36 mm",
+        "another number of voxels over the same 112 x 140 x 140 mm (default: 40 96 96)",
     )
     knee.add_argument(
         "-np",
@@ -53,17 +63,114 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_brain(brain: argparse.ArgumentParser) -> None:
+    for name, what in (
+        ("healthy", "how many healthy heads"),
+        ("tumours", "how many cases with a tumour"),
+        ("strokes", "how many cases with strokes"),
+        ("test", "how many more cases with tumours and with strokes, without masks, in the release's folder for them"),
+    ):
+        more = "" if name == "test" else "; case i does not depend on N"
+        brain.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"{what}{more} (default: 0)")
+    _add_seed(brain)
+    brain.add_argument(
+        "--brats", choices=("2019", "2020", "2021", "2023"), default="2021", help="release of BraTS (default: 2021)"
+    )
+    brain.add_argument(
+        "--case-355",
+        action="store_true",
+        help="with --brats 2020: the first case is number 355, whose labels have the odd name that they have there",
+    )
+    brain.add_argument("--atlas", choices=("R1.1", "2.0"), default="2.0", help="release of ATLAS (default: 2.0)")
+    brain.add_argument(
+        "--contrast",
+        choices=("t1", "t2", "flair", "random"),
+        default="t1",
+        help="of healthy heads; random draws the intensity of every tissue anew for every head (default: t1)",
+    )
+    brain.add_argument(
+        "--labels",
+        type=Path,
+        metavar="DIR",
+        help="paint into these label maps of heads (NIfTI, FreeSurfer's codes), deformed anew for every patient, "
+        "instead of procedural anatomy",
+    )
+    brain.add_argument(
+        "--lesion-shapes",
+        type=Path,
+        metavar="DIR",
+        help="strokes have the shapes of these lesion masks (NIfTI, MNI space), scaled and shifted to the brain",
+    )
+    _add_output(brain)
+    _add_grid(
+        brain,
+        "the releases' own grids: 155 x 240 x 240 for BraTS, 189 x 233 x 197 for ATLAS, 150 x 256 x 256 for IXI",
+        "the same number of voxels for all images, over each release's field of view (default: about 2.5 mm)",
+    )
+    brain.add_argument(
+        "-np",
+        type=int,
+        default=1,
+        metavar="N",
+        help="cases made at a time (default: 1); a case on the full grid takes 1 GB",
+    )
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", required=True, type=Path, metavar="DIR", help="output folder; an unfinished one is finished"
+    )
+
+
+def _add_grid(parser: argparse.ArgumentParser, full: str, other: str) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full-grid", action="store_true", help=full)
+    size.add_argument("--grid", type=int, nargs=3, metavar=("SLICES", "ROWS", "COLUMNS"), help=other)
+
+
 def run(args: argparse.Namespace) -> int:
     """Make the phantom; 1 if a case failed."""
     from nnunet_anomaly.cli.output import print_failures
+
+    outcome, advice = (_make_knee if args.phantom == "knee" else _make_brain)(args)
+    print_failures(outcome)
+    print(
+        f"{len(outcome.done)} cases made, {len(outcome.skipped)} were there, {len(outcome.failed)} failed: {args.o}\n"
+        f"{advice}"
+    )
+    return outcome.exit_code
+
+
+def _make_knee(args: argparse.Namespace) -> tuple[Any, str]:
     from nnunet_anomaly.phantoms.knee import FULL_GRID, SMALL_GRID
     from nnunet_anomaly.phantoms.release import make_knee_phantom
 
     grid = FULL_GRID if args.full_grid else args.grid or SMALL_GRID
     outcome = make_knee_phantom(args.o, args.cases, args.seed, args.lesions, grid, args.np)
-    print_failures(outcome)
-    print(
-        f"{len(outcome.done)} cases made, {len(outcome.skipped)} were there, {len(outcome.failed)} failed: {args.o}\n"
-        f"Next: nnunet-anomaly convert oai-zib {args.o / 'OAI-ZIB'} --oai-root {args.o / 'oai'} -d 101"
+    return outcome, f"Next: nnunet-anomaly convert oai-zib {args.o / 'OAI-ZIB'} --oai-root {args.o / 'oai'} -d 101"
+
+
+def _make_brain(args: argparse.Namespace) -> tuple[Any, str]:
+    from nnunet_anomaly.phantoms.brain_release import BrainPhantom, make_brain_phantom
+
+    phantom = BrainPhantom(
+        seed=args.seed,
+        healthy=args.healthy,
+        tumours=args.tumours,
+        strokes=args.strokes,
+        test=args.test,
+        brats=args.brats,
+        atlas=args.atlas,
+        contrast=args.contrast,
+        misnamed_case=args.case_355,
+        labels=args.labels,
+        shapes=args.lesion_shapes,
+        grid=tuple(args.grid) if args.grid else None,
+        full_grid=args.full_grid,
     )
-    return outcome.exit_code
+    outcome = make_brain_phantom(args.o, phantom, args.np)
+    return outcome, f"Brain masks and lesions: {args.o / 'truth'}"

@@ -78,7 +78,8 @@ def make_knee_phantom(
     """
     grid = _check(cases, seed, lesions, grid)
     folder = Path(folder)
-    claim_folder(folder, {"phantom": "knee", "version": VERSION, "seed": seed, "lesions": lesions, "grid": grid}, cases)
+    parameters = {"phantom": "knee", "version": VERSION, "seed": seed, "lesions": lesions, "grid": grid}
+    claim_folder(folder, parameters, {"cases": cases})
     named = [(draw_subject(seed, index).identifier, (folder, seed, index, lesions, grid)) for index in range(cases)]
     outcome = run_cases(write_case, named, num_processes, "knee phantom")
     _write_lists(folder, [name for name, _ in named if name not in outcome.failed])
@@ -106,8 +107,13 @@ def _check(cases: int, seed: int, lesions: str, grid: Sequence[int]) -> list[int
     return sizes
 
 
-def claim_folder(folder: Path, parameters: dict[str, Any], cases: int) -> None:
+def claim_folder(folder: Path, parameters: dict[str, Any], counts: dict[str, int]) -> None:
     """Write ``phantom.json`` into a new folder, or check that the one there is of the same phantom.
+
+    Args:
+        folder: of the phantom.
+        parameters: what has to be the same.
+        counts: numbers of cases by name; they may only grow.
 
     Raises:
         InputError: the folder holds other files, another phantom, or more cases.
@@ -118,15 +124,16 @@ def claim_folder(folder: Path, parameters: dict[str, Any], cases: int) -> None:
         differences = [
             f"{key} {found.get(key)} instead of {value}" for key, value in parameters.items() if found.get(key) != value
         ]
-        if found.get("cases", 0) > cases:
-            differences.append(f"cases {found['cases']} instead of {cases}")
+        for name, number in counts.items():
+            if found.get(name, 0) > number:
+                differences.append(f"{name} {found[name]} instead of {number}")
         if differences:
             raise InputError(f"{folder} holds another phantom ({'; '.join(differences)}). Choose another folder.")
     elif folder.exists() and (
         not folder.is_dir() or any(not path.name.startswith(".partial_") for path in folder.iterdir())
     ):
         raise InputError(f"{folder} is not an empty folder, and holds no phantom to go on with. Choose another folder.")
-    save_json({**parameters, "cases": cases}, record)
+    save_json({**parameters, **counts}, record)
 
 
 def write_case(folder: Path, seed: int, index: int, level: str, grid: Sequence[int]) -> bool:
@@ -156,12 +163,13 @@ def write_case(folder: Path, seed: int, index: int, level: str, grid: Sequence[i
     pieces += _write_mask(staging, name, case.labels)
     save_json(_case_record(case, index, series), staging / done)
     for piece in [*pieces, done]:
-        _move(staging / piece, folder / piece)
+        move_into_place(staging / piece, folder / piece)
     shutil.rmtree(staging, ignore_errors=True)
     return True
 
 
-def _move(source: Path, target: Path) -> None:
+def move_into_place(source: Path, target: Path) -> None:
+    """Move a finished file or folder to its place, instead of what a killed run left there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_dir():  # of a run that was killed before the case was whole
         shutil.rmtree(target)
@@ -260,7 +268,7 @@ def _write_lists(folder: Path, names: Sequence[str]) -> None:
         staged = folder / STAGING / name
         staged.parent.mkdir(exist_ok=True)
         staged.write_bytes("".join(f"{line}\n" for line in lines).encode("ascii"))
-        _move(staged, folder / DOCUMENTS / name)
+        move_into_place(staged, folder / DOCUMENTS / name)
 
     for fold in (0, 1):
         # pairs of neighbours, so that either list has cases with and without lesions
@@ -275,4 +283,4 @@ def _write_lists(folder: Path, names: Sequence[str]) -> None:
         "cases": records,
     }
     save_json(summary, folder / STAGING / "lesions.json")
-    _move(folder / STAGING / "lesions.json", folder / "truth" / "lesions.json")
+    move_into_place(folder / STAGING / "lesions.json", folder / "truth" / "lesions.json")

@@ -132,7 +132,8 @@ def commands() -> Iterator[Command]:
             yield whole
             continue
         for name, parser in inner.choices.items():
-            yield Command(f"{verb} {name}", parser.description or summary, module.EXAMPLE, parser)
+            example = (parser.epilog or "").removeprefix("Example:\n  ") or module.EXAMPLE
+            yield Command(f"{verb} {name}", parser.description or summary, example, parser)
 
 
 def _command(name: str, summary: str, module: Any) -> Command:
