@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_anomaly import __version__
-from nnunet_anomaly.cli.output import mean_and_sd, print_failures, print_table
+from nnunet_anomaly.cli.output import mean_and_sd, print_failures, print_table, print_without_reference
 from nnunet_anomaly.errors import InputError, LabelError
 from nnunet_anomaly.files import Outcome, is_up_to_date, load_json, made_from, run_cases, save_json
 
@@ -99,9 +99,7 @@ def run(args: argparse.Namespace) -> int:
     _save(args.o, rows, summaries, comparisons, summary)
     _print_summary(summaries, args.nsd_tolerance_mm)
     _print_comparisons(comparisons)
-    for method, names in extra.items():
-        if names:
-            print(f"{method}: {len(names)} predictions have no reference and were left out: {', '.join(names)}")
+    print_without_reference(extra)
     print_failures(outcome)
     return outcome.exit_code
 

@@ -30,6 +30,13 @@ def mean_and_sd(summary: Mapping[str, Any], digits: int) -> str:
     return f"{text} ({summary['n_undefined']} undefined)" if summary["n_undefined"] else text
 
 
+def print_without_reference(by_method: Mapping[str, Sequence[str]]) -> None:
+    """Name the predictions that have no reference. They are left out; that is no failure."""
+    for method, names in by_method.items():
+        if names:
+            print(f"{method}: {len(names)} predictions have no reference and were left out: {', '.join(names)}")
+
+
 def print_failures(outcome: Outcome) -> None:
     """Name every failed case, and why it failed, on the error stream."""
     if outcome.failed:

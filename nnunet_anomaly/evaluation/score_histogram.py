@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import digamma
 
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.evaluation.anomaly import (
@@ -169,7 +168,9 @@ def _average_precision_interval(curve: DetectionCurve, tied: float) -> tuple[flo
     hits, alarms = curve.true_positives.astype(float), curve.false_positives.astype(float)
     in_bin = np.diff(hits, prepend=0)
     before = hits - in_bin
-    gained = in_bin - alarms * (digamma(hits + alarms + 1) - digamma(before + alarms + 1))
+    # the sum of k / (k + alarms) over the bin's lesion voxels is at least its integral by midpoints, as it is concave
+    integral = in_bin - alarms * np.log1p(in_bin / (before + alarms + 0.5))
+    gained = np.where(in_bin == 1, hits / (hits + alarms), integral)
     high = np.sum(in_bin * hits / (hits + curve.false_positives_above))
     return min(float(np.sum(gained)) / curve.lesion_voxels, tied), float(high) / curve.lesion_voxels
 

@@ -287,6 +287,7 @@ def _save_summary(
         "results": found,
         "cases_without_lesion": _without_lesion(results),
         "failed": results.cohort.outcome.failed,
+        "predictions_without_reference": results.cohort.without_reference,
     }
     save_json(json_safe(summary), args.o / "summary.json")
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from nnunet_anomaly.cli.evaluate import add_missing, name_methods
 from nnunet_anomaly.cli.filter_residuals import filters_of
-from nnunet_anomaly.cli.output import print_failures
+from nnunet_anomaly.cli.output import print_failures, print_without_reference
 from nnunet_anomaly.errors import AnomalyError, InputError, LeakageError
 from nnunet_anomaly.evaluation.anomaly import (
     DetectionCurve,
@@ -115,6 +115,7 @@ class Cohort:
         methods: where their maps lie.
         jobs: files by method and case, of those that can be evaluated.
         outcome: what became of them, by "method: case".
+        without_reference: by method, maps of cases that have no lesion mask; named and left out.
     """
 
     folder: Path
@@ -122,6 +123,7 @@ class Cohort:
     methods: dict[str, Source]
     jobs: dict[tuple[str, str], CaseFiles]
     outcome: Outcome
+    without_reference: dict[str, list[str]]
 
     def record(self, method: str, case: str, kind: str = "cases") -> Path:
         """Where the figures of one case are kept, so that a later run need not repeat it."""
@@ -196,6 +198,7 @@ def evaluate(args: argparse.Namespace) -> int:
     cohort.outcome.failed.update(run_cases(_measure_at, work, args.np, "at thresholds").failed)
     write_results(args, Results(cohort, pooled, pooled_by, thresholds, froc_thresholds))
     outcomes = [cohort.outcome, *([validation.outcome] if validation else [])]
+    print_without_reference(cohort.without_reference)
     for outcome in outcomes:
         print_failures(outcome)
     return max(outcome.exit_code for outcome in outcomes)
@@ -264,7 +267,8 @@ def _find_cohort(
     missing = Outcome()
     add_missing(missing, truths, maps, {name: source.folder for name, source in methods.items()})
     outcome.failed = missing.failed | outcome.failed
-    return Cohort(folder, truths, methods, jobs, outcome)
+    without = {name: sorted(set(files) - set(truths)) for name, files in maps.items() if not methods[name].is_baseline}
+    return Cohort(folder, truths, methods, jobs, outcome, without)
 
 
 def _filter(

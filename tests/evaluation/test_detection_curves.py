@@ -29,7 +29,7 @@ from nnunet_anomaly.evaluation.anomaly import (
     split_scores,
     standardised_intensity,
 )
-from nnunet_anomaly.evaluation.score_histogram import binned_detection, score_histogram
+from nnunet_anomaly.evaluation.score_histogram import ScoreHistogram, binned_detection, score_histogram
 
 SIZE = 40
 # few distinct values make ties, many make none
@@ -327,3 +327,13 @@ def test_pooling_stays_within_the_memory_that_is_announced():
         tracemalloc.stop()
         assert thresholds.size == n_cases * 40_000
         assert 0.3 * pooling_bytes(thresholds.size, 1) < peak < pooling_bytes(thresholds.size, 1)
+
+
+@pytest.mark.parametrize(("healthy", "lesion"), [(150_000_000, 6), (10_000_000_000, 1), (5, 100_000)])
+def test_the_lower_bound_holds_where_almost_all_voxels_share_a_bin(healthy, lesion):
+    counts = np.zeros((2, 1 << 16), dtype=np.int64)
+    counts[0, 40_000], counts[1, 40_000] = lesion, healthy
+    low, high = binned_detection(ScoreHistogram(*counts)).average_precision_interval
+    hits = np.arange(1.0, lesion + 1)
+    exact_at_worst = float(np.mean(hits / (hits + healthy)))  # every healthy voxel before every lesion voxel
+    assert 0 <= low <= exact_at_worst * (1 + 1e-9) and high == 1
