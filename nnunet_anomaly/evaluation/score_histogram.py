@@ -170,7 +170,8 @@ def _average_precision_interval(curve: DetectionCurve, tied: float) -> tuple[flo
     before = hits - in_bin
     # the sum of k / (k + alarms) over the bin's lesion voxels is at least its integral by midpoints, as it is concave
     integral = in_bin - alarms * np.log1p(in_bin / (before + alarms + 0.5))
-    gained = np.where(in_bin == 1, hits / (hits + alarms), integral)
+    rounding = 1e-15 * in_bin  # of a difference of nearly equal numbers
+    gained = np.where(in_bin == 1, hits / (hits + alarms), np.maximum(0, integral - rounding))
     high = np.sum(in_bin * hits / (hits + curve.false_positives_above))
     return min(float(np.sum(gained)) / curve.lesion_voxels, tied), float(high) / curve.lesion_voxels
 
