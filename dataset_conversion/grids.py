@@ -1,17 +1,37 @@
-"""Volumes whose voxels coincide but lie in another order of axes are brought over exactly; all others are refused."""
+"""One orientation for all heads; volumes whose voxels coincide but lie otherwise are brought over exactly."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_anomaly.errors import GeometryError
+from nnunet_anomaly.errors import GeometryError, InputError
+from nnunet_anomaly.files import read_image
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 TOLERANCE_VOXELS = 0.1
+
+
+# of all images of heads: a network that sees whole volumes learns where left and right, front and back are
+ORIENTATION = "LPS"
+
+
+def read_oriented(path: Path) -> sitk.Image:
+    """Read an image and bring its axes into ``ORIENTATION``: permuted and reversed, nothing is interpolated.
+
+    Raises:
+        InputError: the file is missing or damaged, or not 3-D.
+    """
+    import SimpleITK as sitk
+
+    image = read_image(path)
+    if image.GetDimension() != 3:
+        raise InputError(f"{path} is not 3-D.")
+    return sitk.DICOMOrient(image, ORIENTATION)
 
 
 def on_grid_of(other: sitk.Image, image: sitk.Image, what: str = "label", advice: str = "") -> sitk.Image:

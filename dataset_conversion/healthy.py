@@ -22,13 +22,13 @@ from nnunet_anomaly.dataset_conversion.brain import (
     prepared,
     with_brain_masks,
 )
+from nnunet_anomaly.dataset_conversion.grids import read_oriented
 from nnunet_anomaly.dataset_conversion.lesions import mask_image
 from nnunet_anomaly.dataset_conversion.roles import add_role_arguments, make_folds, role_options, save_roles, with_roles
 from nnunet_anomaly.dataset_conversion.runner import Case, add_common_arguments, convert_cases, open_writer
 from nnunet_anomaly.dataset_conversion.splits import some_of
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter
 from nnunet_anomaly.errors import InputError
-from nnunet_anomaly.files import read_image
 from nnunet_anomaly.label_maps import case_name
 
 EXAMPLE = "nnunet-anomaly convert healthy /data/IXI-T1 --brain-masks /data/IXI-masks -d 300 --validation 58 --n4"
@@ -140,7 +140,7 @@ def _case(path: Path, release: Path, by_folders: bool) -> Case:
 
 def convert_case(writer: DatasetWriter, case: Case, test: bool, options: BrainOptions) -> None:
     """Convert one case: its image as asked for, and its brain as label 1."""
-    image = read_image(case.sources["image"])
+    image = read_oriented(case.sources["image"])
     brain = brain_mask(case, [image], options)
     label = mask_image(brain, image)
     writer.write_case(case.case_id, [prepared(image, brain, options)], label, test=test, details=case.to_record())

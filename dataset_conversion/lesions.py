@@ -19,7 +19,7 @@ from nnunet_anomaly.dataset_conversion.brain import (
     prepared,
     with_brain_masks,
 )
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_oriented
 from nnunet_anomaly.dataset_conversion.roles import (
     TEST,
     UNLABELLED,
@@ -116,13 +116,13 @@ def convert_case(
 
 
 def read_channels(case: Case, names: Sequence[str]) -> list[sitk.Image]:
-    """Images of a case in the order of the channels, all on the grid of the first.
+    """Images of a case in the order of the channels, all on the grid of the first, which is brought into LPS.
 
     Raises:
         InputError: one is missing or damaged.
         GeometryError: their voxels do not coincide.
     """
-    first = read_image(case.sources[names[0]])
+    first = read_oriented(case.sources[names[0]])
     others = [
         on_grid_of(read_image(case.sources[name]), first, f"{name} image {case.sources[name].name}")
         for name in names[1:]

@@ -51,3 +51,14 @@ def plane_of(direction: Sequence[float], name: str = "sagittal") -> Plane:
     axes = [2 - image_axis[world] for world, _ in wanted]  # array axes are in reverse order
     flipped = tuple(place for place, (world, sign) in enumerate(wanted) if cosines[world, image_axis[world]] * sign < 0)
     return Plane(name, (axes[0], axes[1], axes[2]), flipped)
+
+
+def orientation_of(direction: Sequence[float]) -> str:
+    """Where the axes x, y and z of a 3-D image run most nearly, in DICOM's letters: ``"LPS"`` is left, back and head.
+
+    Args:
+        direction: SimpleITK's ``GetDirection()`` of a 3-D image, 9 numbers.
+    """
+    import SimpleITK as sitk
+
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(cosine) for cosine in direction])

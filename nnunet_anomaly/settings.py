@@ -148,6 +148,11 @@ class FocalSettings:
 class VaeSettings:
     """Variational autoencoders that learn from healthy cases alone (Bengs)."""
 
+    orientation: str = setting(
+        "How the training images lie, in DICOM's letters such as LPS; derived from their headers. Images that lie "
+        "otherwise are refused; empty: not looked at.",
+        "",
+    )
     latent_size_2d: int = setting("Length of the code of 2d_whole.", 128, minimum=1)
     latent_size_3d: int = setting("Length of the code of 3d_whole.", 512, minimum=1)
     kl_weight: float = setting(

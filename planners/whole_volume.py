@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.planes import orientation_of
 from nnunet_anomaly.planners.anomaly import WHOLE_SUFFIX, nnUNetPlannerAnomaly
 from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
 from nnunet_anomaly.settings import AnomalySettings
@@ -75,12 +76,18 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
     def derived_settings(self, plans: dict[str, Any]) -> AnomalySettings:
         """With the axes of the body, and the largest batch within the memory target."""
         settings = super().derived_settings(plans)
-        side_axis, slice_axis = self.body_axes(plans["transpose_forward"])
+        orientation = self.orientation()
+        # array axes are those of the image in reverse, then in nnU-Net's order
+        side_axis, slice_axis = (
+            plans["transpose_forward"].index(2 - next(i for i, letter in enumerate(orientation) if letter in pair))
+            for pair in ("LR", "IS")
+        )
         batch_size = settings.vae.batch_size
         while self.memory_gb(batch_size) > self.UNet_vram_target_GB and batch_size > SMALLEST_BATCH:
             batch_size //= 2
         return settings.with_values(
             {
+                "vae.orientation": orientation,
                 "erasing.side_axis": side_axis,
                 "erasing.slice_axis": slice_axis,
                 "erasing.max_slices": self.voxels // 2,
@@ -96,22 +103,21 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
         numbers = sum(channels * self.base_features * (self.voxels / 2**level) ** 3 for channels, level in blocks)
         return 4 * 4e-9 * batch_size * numbers
 
-    def body_axes(self, transpose_forward: list[int]) -> tuple[int, int]:
-        """Axes of a preprocessed image from left to right and from feet to head, from the headers of the images.
+    def orientation(self) -> str:
+        """How all training images lie, in DICOM's letters, from their headers.
 
         Raises:
-            InputError: the images do not all lie alike.
+            InputError: they do not all lie alike.
         """
-        axes = {case: _body_axes_of(Path(entry["images"][0])) for case, entry in self.dataset.items()}
-        different = sorted(set(axes.values()))
-        if len(different) > 1:
-            examples = {found: next(case for case in axes if axes[case] == found) for found in different}
+        found = {case: _orientation_of(Path(entry["images"][0])) for case, entry in self.dataset.items()}
+        examples = {lies: next(case for case in found if found[case] == lies) for lies in sorted(set(found.values()))}
+        if len(examples) > 1:
+            differing = ", ".join(f"{case}: {lies}" for lies, case in examples.items())
             raise InputError(
-                f"The images lie differently (axes from left to right and from feet to head: {examples}). Bring them "
-                "into one orientation; the converters of this package do."
+                f"The images lie differently ({differing}). Bring them into one orientation, as converters for heads "
+                "do (SimpleITK.DICOMOrient)."
             )
-        side, up = different[0]
-        return transpose_forward.index(side), transpose_forward.index(up)
+        return next(iter(examples))
 
 
 class nnUNetPlannerWholeVolumeTiny(nnUNetPlannerWholeVolume):
@@ -125,15 +131,13 @@ class nnUNetPlannerWholeVolumeTiny(nnUNetPlannerWholeVolume):
         super().__init__(*args, plans_name=plans_name, **kwargs)
 
 
-def _body_axes_of(path: Path) -> tuple[int, int]:
-    """Array axes of an image that run most nearly from left to right and from feet to head."""
+def _orientation_of(path: Path) -> str:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    direction = np.abs(np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1))
-    if len(direction) != 3:
+    if reader.GetDimension() != 3:
         raise InputError(f"{path} is not 3-D; whole volumes are.")
-    return 2 - int(direction[0].argmax()), 2 - int(direction[2].argmax())
+    return orientation_of(reader.GetDirection())
 
 
 def __getattr__(name: str) -> type[ExperimentPlanner]:

@@ -16,6 +16,7 @@ from nnunet_anomaly.error_maps.predict import Residual, error_map, mean_reconstr
 from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, Split
 from nnunet_anomaly.errors import GeometryError, InputError, LeakageError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.files import load_json, read_image
+from nnunet_anomaly.planes import orientation_of
 from nnunet_anomaly.settings import AnomalySettings
 
 
@@ -147,6 +148,8 @@ def case_maps(
     Raises:
         InputError: the model is a G and the case has no mask.
     """
+    if getattr(model.network, "takes_whole_volumes", False):
+        check_orientation(case.properties, model.settings.vae.orientation)
     image = torch.from_numpy(np.asarray(case.image, dtype=np.float32))
     network_input = image
     if model.needs_masks:
@@ -158,6 +161,24 @@ def case_maps(
         model.network, model.parameters, network_input, model.configuration.patch_size, device
     )
     return error_map(image, reconstruction, torch.from_numpy(case.inside), model.residual), reconstruction
+
+
+def check_orientation(properties: Mapping[str, Any], orientation: str) -> None:
+    """A network that takes whole volumes knows them as they lay in training.
+
+    Args:
+        properties: nnU-Net's of the case.
+        orientation: of the training images, in DICOM's letters; empty: not looked at.
+
+    Raises:
+        InputError: this image lies otherwise.
+    """
+    found = orientation_of(properties["sitk_stuff"]["direction"])
+    if orientation and found != orientation:
+        raise InputError(
+            f"The image lies as {found}, but the network has learnt from images that lie as {orientation}. Bring it "
+            f"into that orientation first: SimpleITK.DICOMOrient(image, '{orientation}'), as the converters do."
+        )
 
 
 def two_pass_region(model: ReconstructionModel, case: PreparedCase) -> np.ndarray:

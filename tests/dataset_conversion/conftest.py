@@ -202,7 +202,9 @@ def heads() -> SimpleNamespace:
         return path
 
     def read(path: Path) -> np.ndarray:
-        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        """As the array lay before it was brought into LPS."""
+        image = sitk.ReadImage(str(path))
+        return sitk.GetArrayFromImage(sitk.DICOMOrient(image, "RAS"))
 
     return SimpleNamespace(head=head, image=flipped_image, write=write, read=read)
 

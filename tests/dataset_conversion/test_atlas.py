@@ -217,7 +217,7 @@ def test_mask_that_could_be_of_two_visits_is_refused(release, tmp_path, raw, hea
 
 def test_hd_bet_makes_masks(release, raw, heads, fake_hd_bet):
     grey, _, _ = heads.head(3)
-    grey[0, 0, 0] = 7  # on which the stand-in for HD-BET fails
+    grey[0, -1, -1] = 7  # the first voxel in LPS, on which the stand-in for HD-BET fails
     heads.write(scan(release, 3) / "031801_t1w_deface_stx.nii.gz", grey)
     assert convert(release, "--hd-bet", "cpu") == 1
     assert list(failed(raw)) == ["031801_t01"]

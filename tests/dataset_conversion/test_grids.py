@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_oriented
 from nnunet_anomaly.errors import GeometryError
 
 
@@ -34,3 +34,18 @@ def test_turned_volume_with_the_same_corners_is_refused():
     turned.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, 1))
     with pytest.raises(GeometryError, match="lies up to 0 mm off"):
         on_grid_of(turned, image)
+
+
+def test_images_of_heads_are_brought_into_one_orientation_exactly(tmp_path):
+    array = np.random.default_rng(0).integers(0, 100, (4, 5, 6)).astype(np.int16)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((1.0, 2.0, 3.0))
+    image.SetOrigin((5.0, -3.0, 2.0))
+    image.SetDirection((0, 0, -1, 1, 0, 0, 0, 1, 0))  # as IXI: x to the back, y to the head, z to the right
+    sitk.WriteImage(image, str(tmp_path / "head.nii.gz"))
+    found = read_oriented(tmp_path / "head.nii.gz")
+    assert found.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert found.GetSize() == (4, 6, 5)
+    for index in ((0, 0, 0), (1, 2, 3), (3, 5, 4)):
+        there = image.TransformPhysicalPointToIndex(found.TransformIndexToPhysicalPoint(index))
+        assert found[index] == image[there]

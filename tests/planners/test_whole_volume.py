@@ -92,12 +92,15 @@ SAGITTAL = (0, 0, 1, 1, 0, 0, 0, 1, 0)
 
 def test_axes_of_the_body_come_from_the_headers(planner):
     cases = [[20, 20, 20]] * 3, [[1, 1, 1]] * 3
-    erasing = planner(nnUNetPlannerWholeVolume_16voxels, *cases, [STRAIGHT, FLIPPED, OBLIQUE])["anomaly"]["erasing"]
-    assert (erasing["side_axis"], erasing["slice_axis"]) == (2, 0)
-    erasing = planner(nnUNetPlannerWholeVolume_16voxels, *cases, [SAGITTAL] * 3)["anomaly"]["erasing"]
-    assert (erasing["side_axis"], erasing["slice_axis"]) == (0, 1)
-    with pytest.raises(InputError, match=r"lie differently.*case_2"):
-        planner(nnUNetPlannerWholeVolume_16voxels, *cases, [STRAIGHT, FLIPPED, SAGITTAL])
+    found = planner(nnUNetPlannerWholeVolume_16voxels, *cases, [STRAIGHT, OBLIQUE, STRAIGHT])["anomaly"]
+    assert (found["erasing"]["side_axis"], found["erasing"]["slice_axis"]) == (2, 0)
+    assert found["vae"]["orientation"] == "LPS"
+    found = planner(nnUNetPlannerWholeVolume_16voxels, *cases, [SAGITTAL] * 3)["anomaly"]
+    assert (found["erasing"]["side_axis"], found["erasing"]["slice_axis"]) == (0, 1)
+    assert found["vae"]["orientation"] == "PSL"
+    for other, lies in ((FLIPPED, "RAS"), (SAGITTAL, "PSL")):
+        with pytest.raises(InputError, match=f"lie differently.*case_0: LPS.*case_2: {lies}"):
+            planner(nnUNetPlannerWholeVolume_16voxels, *cases, [STRAIGHT, STRAIGHT, other])
 
 
 def test_thick_slices_come_first_in_nnunets_order(planner):
