@@ -157,14 +157,14 @@ def test_command_lines_of_nnunet_have_only_its_options(page):
         named = {flag: words[words.index(flag) + 1] for flag in ("-tr", "-p", "-pl") if flag in words}
         if words[0] == "nnUNetv2_train":
             assert named["-p"].endswith("Plans") or "Plans_" in named["-p"]
-            assert re.fullmatch(r"[23]d(_fullres|_inpainting)?", words[2]) and words[3] in ("0", "$fold"), words
-            reconstructs = "Inpainting" in named["-tr"]
-            assert reconstructs == words[2].endswith("_inpainting"), words
+            assert re.fullmatch(r"[23]d(_fullres|_inpainting|_whole)?", words[2]) and words[3] in ("0", "$fold"), words
+            assert ("Inpainting" in named["-tr"]) == words[2].endswith("_inpainting"), words
+            assert bool(re.search("VAE|HealthyMean", named["-tr"])) == words[2].endswith("_whole"), words
 
 
 @each_page
 def test_commands_are_those_of_the_package_or_of_nnunet(page):
-    known = {"nnunet-anomaly", "pip", "make", "python"}
+    known = {"nnunet-anomaly", "pip", "make", "python", "mkdir", "cp"}
     for words in shell_commands(page.read_text(encoding="utf-8")):
         assert words[0] in known or words[0].startswith("nnUNetv2_"), " ".join(words)
 
