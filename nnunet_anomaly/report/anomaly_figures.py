@@ -111,8 +111,8 @@ class Example:
 def example_figure(examples: Sequence[Example], title: str = "") -> Figure:
     """A row for each case: input, output (where there is one), difference, its heat map, lesions (Bengs 2021, fig. 7).
 
-    Image and reconstruction of a case share a window, between its 0.5th and 99.5th percentile; difference and heat map
-    run from 0 (or its lowest value) to its 99.9th percentile. The contour of the lesion is not drawn over the
+    Image and reconstruction have each a window of their own, between the 0.5th and 99.5th percentile where the image is
+    not 0, since reconstructions are on the normalised scale and images may not be; difference and heat map run from 0 (or its lowest value) to its 99.9th percentile. The contour of the lesion is not drawn over the
     difference, so that it can be judged without.
 
     Args:
@@ -137,8 +137,6 @@ def example_figure(examples: Sequence[Example], title: str = "") -> Figure:
 
 
 def _draw(ax: Axes, name: str, example: Example) -> None:
-    body = example.image[example.image != 0]
-    window = np.percentile(body, [0.5, 99.5]) if body.size else np.array([0.0, 1.0])
     top = max(float(np.percentile(example.score, 99.9)), float(example.score.min()) + 1e-6, 1e-6)
     low = min(0.0, float(example.score.min()))
     if name in ("input", "output"):
@@ -146,6 +144,8 @@ def _draw(ax: Axes, name: str, example: Example) -> None:
         if shown is None:
             ax.set_axis_off()
         else:
+            body = shown[example.image != 0]
+            window = np.percentile(body, [0.5, 99.5]) if body.size else np.array([0.0, 1.0])
             ax.imshow(shown, cmap="gray", vmin=window[0], vmax=window[1], aspect=example.aspect)
     elif name == "lesions":
         ax.imshow(example.lesion, cmap="gray", vmin=0, vmax=1, aspect=example.aspect)

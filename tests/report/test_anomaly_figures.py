@@ -55,12 +55,13 @@ def test_columns_of_the_examples():
     rng = np.random.default_rng(1)
     image, lesion = rng.random((6, 8)), np.zeros((6, 8), bool)
     lesion[2, 3] = True
-    with_output = Example("a", image, image * 0.9, abs(image * 0.1), lesion, 2.0)
+    with_output = Example("a", 1000 * image, image * 0.9, abs(image * 0.1), lesion, 2.0)  # on another scale
     without = Example("b", image, None, np.zeros((6, 8)), lesion)
     figure = example_figure([with_output, without], "method")
     assert [ax.get_title() for ax in figure.axes[:5]] == ["input", "output", "difference", "heat map", "lesions"]
     assert len(figure.axes) == 10 and not figure.axes[6].axison
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), image * 0.9)
     np.testing.assert_array_equal(figure.axes[4].images[0].get_array(), lesion)
-    assert figure.axes[0].images[0].get_clim() == figure.axes[1].images[0].get_clim()
+    windows = [figure.axes[column].images[0].get_clim() for column in (0, 1)]
+    np.testing.assert_allclose(np.array(windows[1]), 0.9 * np.array(windows[0]) / 1000)
     assert len(example_figure([without]).axes) == 4
