@@ -112,8 +112,9 @@ def example_figure(examples: Sequence[Example], title: str = "") -> Figure:
     """A row for each case: input, output (where there is one), difference, its heat map, lesions (Bengs 2021, fig. 7).
 
     Image and reconstruction have each a window of their own, between the 0.5th and 99.5th percentile where the image is
-    not 0, since reconstructions are on the normalised scale and images may not be; difference and heat map run from 0 (or its lowest value) to its 99.9th percentile. The contour of the lesion is not drawn over the
-    difference, so that it can be judged without.
+    not 0, since reconstructions are on the normalised scale and images may not be. Difference and heat map run from 0
+    (or its lowest value) to its 99.9th percentile. The contour of the lesion is not drawn over the difference, so that
+    it can be judged without.
 
     Args:
         examples: at least one; a column that no case has is left out.
