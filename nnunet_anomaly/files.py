@@ -300,9 +300,14 @@ def sha256_of(paths: Iterable[Path]) -> str:
 def made_from(paths: Iterable[Path], settings: Any) -> Any:
     """What a result is made from, as JSON gives it back: files (path, size, time of change), settings, our version.
 
+    A file that does not exist has neither size nor time; that it is missing is said by whoever reads it.
+
     Written beside the result it tells a later run whether the case is finished (``is_up_to_date``).
     """
-    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    files = [
+        [str(path.resolve()), *((path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else (None, None))]
+        for path in paths
+    ]
     return json.loads(json.dumps({"version": __version__, "files": files, "settings": settings}))
 
 

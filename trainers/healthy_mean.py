@@ -8,6 +8,7 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from nnunet_anomaly.architectures.healthy_mean import HealthyMean
+from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
 from nnunet_anomaly.trainers.vae import nnUNetTrainerVAE
 
@@ -27,6 +28,8 @@ class nnUNetTrainerHealthyMean(nnUNetTrainerVAE):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own signature
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            raise SettingsError("nnUNetTrainerHealthyMean takes one mean over all batches: train it without -num_gpus.")
         self.num_epochs = 1
 
     @classmethod

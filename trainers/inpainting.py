@@ -57,17 +57,21 @@ class nnUNetTrainerInpaintingMimic(ReconstructionTrainer):
         super().initialize()
         check_split(checkpoint["init_args"].get(SPLIT), self.split(), str(path))
         self.teacher_sha256 = sha256_of([path])
-        self.teacher_is_pretrained = checkpoint["init_args"].get(PRETRAINED, True)
+        self.teacher_is_pretrained = checkpoint["init_args"].get(PRETRAINED, False)
         self.teacher = nnUNetTrainerInpainting.build_reconstruction_network(
             self.plans_manager, self.configuration_manager, self.num_input_channels, 0
         ).to(self.device)
         self.teacher.load_state_dict(checkpoint["network_weights"])
         self.teacher.eval().requires_grad_(False)
+        self.take_over_compressor()
+        self.initial_weights = digest_of_weights(self.network)
+
+    def take_over_compressor(self) -> None:
+        """C is G's."""
         if self.teacher.compressor is not None:
             compressor = self.bare_network().compressor
             assert compressor is not None  # both networks are built from the same plans
             compressor.load_state_dict(self.teacher.compressor.state_dict())
-        self.initial_weights = digest_of_weights(self.network)
 
     def on_train_start(self) -> None:
         """As for all reconstructions, and note which G this is learnt from.
@@ -76,6 +80,8 @@ class nnUNetTrainerInpaintingMimic(ReconstructionTrainer):
             InputError: the training that is to go on was begun with another G.
         """
         super().on_train_start()
+        if self.current_epoch == 0:
+            self.take_over_compressor()  # -pretrained_weights brings another one
         learnt_from = self.my_init_kwargs.setdefault(TEACHER, self.teacher_sha256)
         if learnt_from != self.teacher_sha256 and self.current_epoch < self.num_epochs:
             raise InputError(

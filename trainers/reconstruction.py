@@ -48,7 +48,7 @@ from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import AnomalySettings, InpaintingSettings, VaeSettings
 
-EARLIER = "checkpoint_final_of_earlier_training.pth"
+EARLIER = "checkpoint_{}_of_earlier_training.pth"
 SCHEME = "ZScoreClipped01Normalization"
 SPATIAL = (
     SpatialTransform,
@@ -228,13 +228,13 @@ class ReconstructionTrainer(nnUNetTrainer):
         return digest_of_weights(self.network) != self.initial_weights
 
     def set_earlier_checkpoints_aside(self) -> None:
-        """Once a training has begun anew ``--c`` must not go on with an earlier one, whose final network is kept."""
-        folder = Path(self.output_folder)
-        for name in ("latest", "best"):
-            (folder / f"checkpoint_{name}.pth").unlink(missing_ok=True)
-        if (folder / "checkpoint_final.pth").is_file():
-            (folder / "checkpoint_final.pth").replace(folder / EARLIER)
-            self.print_to_log_file(f"The final checkpoint of an earlier training is kept as {EARLIER}")
+        """Once a training has begun anew ``--c`` must not go on with an earlier one, whose networks are kept."""
+        for name in ("final", "latest", "best"):
+            path = Path(self.output_folder) / f"checkpoint_{name}.pth"
+            if path.is_file():
+                kept = path.with_name(EARLIER.format(name))
+                path.replace(kept)
+                self.print_to_log_file(f"{path.name} of an earlier training is kept as {kept.name}")
 
     def split(self) -> dict[str, list[str]]:
         """Cases of this fold, as splits_final.json has them now: to learn from, and held out."""
@@ -242,9 +242,18 @@ class ReconstructionTrainer(nnUNetTrainer):
         return {"train": sorted(training_cases), "val": sorted(held_out)}
 
     def on_train_end(self) -> None:
-        """As nnU-Net; what is validated next is the final checkpoint."""
+        """As nnU-Net; what is validated next is the final checkpoint. Of earlier trainings the final one is kept."""
+        latest = Path(self.output_folder) / "checkpoint_latest.pth"
+        aside = latest.with_name(f".partial_aside_{latest.name}")
+        if self.disable_checkpointing and not self.local_rank and latest.is_file():
+            latest.replace(aside)  # nnU-Net removes it, but it is another training's
         super().on_train_end()
+        if aside.is_file():
+            aside.replace(latest)
         self.validated_checkpoint = None if self.disable_checkpointing else "checkpoint_final.pth"
+        if not (self.disable_checkpointing or self.local_rank):
+            for name in ("latest", "best"):
+                latest.with_name(EARLIER.format(name)).unlink(missing_ok=True)
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net, but whole or not at all: ``--c`` could not go on from a half-written one."""
@@ -361,7 +370,7 @@ class ReconstructionTrainer(nnUNetTrainer):
             "checkpoint_sha256": sha256_of([Path(self.output_folder) / name]) if name else None,
             "training_cases": self.my_init_kwargs[SPLIT]["train"],
             "held_out_cases": self.split()["val"],
-            PRETRAINED: self.my_init_kwargs.get(PRETRAINED, True),
+            PRETRAINED: self.my_init_kwargs.get(PRETRAINED, False),
         }
 
     def validate_case(self, case: str, dataset: Any, folder: Path, pool: Executor) -> list[Any]:

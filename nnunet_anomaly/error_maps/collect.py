@@ -51,7 +51,7 @@ def fold_maps(model_folder: Path, fold: int, split: Split, checkpoint: str, comm
     absent = sorted(case for case, path in maps.items() if not path.is_file())
     if absent:
         raise InputError(f"Fold {fold} lacks the error maps of {', '.join(absent)}. Make them again: {again}")
-    return FoldMaps(fold, maps, record["training_cases"], folder / "error_maps.json", record[PRETRAINED])
+    return FoldMaps(fold, maps, record["training_cases"], folder / "error_maps.json", record.get(PRETRAINED, False))
 
 
 def fold_record(model_folder: Path, fold: int, split: Split, command: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def load_model(
         AnomalySettings.from_plans(plans.plans),
         trainer,
         [note[SPLIT] for note in notes],
-        any(note.get(PRETRAINED, True) for note in notes),
+        any(note.get(PRETRAINED, False) for note in notes),
         trainer_class.residual,
     )
 

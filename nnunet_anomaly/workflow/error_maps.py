@@ -41,6 +41,7 @@ from nnunet_anomaly.files import (
     save_json,
     sha256_of,
 )
+from nnunet_anomaly.settings import BLOCK
 
 MASKS_CHECKPOINT = "checkpoint_final.pth"
 IMAGE_FOLDERS = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
@@ -130,6 +131,8 @@ class Job:
             "model": self.model.name,
             "checkpoint": self.checkpoint,
             "checkpoints_sha256": [sha256_of([path]) if path.is_file() else None for path in checkpoints],
+            # the region that two passes erase depends on them
+            "settings": load_json(self.model / "plans.json").get(BLOCK, {}).get("roi"),
             "masks_from": folder.name if folder else None,
             "masks_sha256": sha256_of(masks) if masks else None,
         }
@@ -251,6 +254,12 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
         for path in files:
             place(path, output / path.name, copy=job.copy)
 
+    for case in todo:
+        if _is_finished(job, case):
+            for path in case.images:
+                placed = output / path.name
+                if not placed.exists() or (job.copy and placed.is_symlink()):
+                    place(path, placed, copy=job.copy)
     with _masks_predicted(job, todo) as with_masks:
         return _run(job, model, with_masks, place_images)
 
@@ -441,6 +450,9 @@ def _run(
     from tqdm import tqdm
 
     todo = [case for case in cases if not _is_finished(job, case)]
+    for case in todo:  # what is left of it is of another image, label map or network
+        case.record.unlink(missing_ok=True)
+        case.target.unlink(missing_ok=True)
     finished = {case.name for case in cases} - {case.name for case in todo}
     outcome = Outcome(skipped=[case.name for case in cases if case.name in finished])
     with (
@@ -496,7 +508,6 @@ def _map_case(
     """Reconstruct one case and have its maps written, and then the record that says that it is finished."""
     prepared = preparing.result()
     error, reconstruction = case_maps(model, prepared, job.device)
-    case.record.unlink(missing_ok=True)
     if place_images:
         place_images(case.images)
     maps = [(error, [case.target])]

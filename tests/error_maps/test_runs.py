@@ -45,6 +45,7 @@ def folders(tmp_path):
         path.parent.mkdir(parents=True)
         path.touch()
     save_json({"file_ending": ".nii.gz", "channel_names": {"0": "MR"}}, raw / "dataset.json")
+    save_json({}, model / "plans.json")
     return tmp_path
 
 

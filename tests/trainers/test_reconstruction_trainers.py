@@ -241,13 +241,19 @@ def test_what_c_goes_on_with_is_never_an_earlier_training(new_trainer):
     final = (folder_of(first) / "checkpoint_final.pth").read_bytes()
     anew = new_trainer(nnUNetTrainerInpainting, seed=2)
     anew.on_train_start()  # and then it is killed
-    assert {path.name for path in folder_of(anew).glob("*.pth")} == {EARLIER}
-    assert (folder_of(anew) / EARLIER).read_bytes() == final
+    earlier_final, earlier_best = (EARLIER.format(name) for name in ("final", "best"))
+    assert {path.name for path in folder_of(anew).glob("*.pth")} == {earlier_final, earlier_best}
+    assert (folder_of(anew) / earlier_final).read_bytes() == final
     going_on = new_trainer(nnUNetTrainerInpainting)
     going_on.save_checkpoint = lambda name: None
-    going_on.load_checkpoint(str(folder_of(anew) / EARLIER))
+    going_on.load_checkpoint(str(folder_of(anew) / earlier_final))
     going_on.on_train_start()  # not anew: nothing is set aside
-    assert (folder_of(anew) / EARLIER).is_file()
+    assert (folder_of(anew) / earlier_final).is_file()
+    again = new_trainer(nnUNetTrainerInpainting)
+    again.num_epochs = 1
+    again.run_training()
+    names = {path.name for path in folder_of(again).glob("*.pth")}
+    assert names == {"checkpoint_final.pth", "checkpoint_best.pth", earlier_final}
 
 
 def test_weights_from_elsewhere_are_noted_and_what_a_learns_from_such_a_g_too(new_trainer):
