@@ -163,7 +163,7 @@ WORKS: dict[str, Work] = {
     "gap weights": Work(
         lambda data: gap_weights(data["hip"], HIP_MM),
         {"scipy": lambda data: gap_weights_by_scipy(data["hip"])},
-        within(1.1e-3),
+        within(1.01e-3),
         12,
         400,
     ),
