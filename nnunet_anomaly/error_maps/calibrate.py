@@ -21,6 +21,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
+from nnunet_anomaly.connected_components import label_components
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import load_json, save_json
 from nnunet_anomaly.geometry import bounding_box, dilate_mm
@@ -401,9 +402,10 @@ def anomaly_volumes(
 
 def _components(mask: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Component numbers (0 outside the mask) and voxels of each; labels that touch are components of their own."""
-    labelled = np.where(mask, region, 0)
-    components = cc3d.connected_components(labelled, connectivity=26 if mask.ndim == 3 else 8)
-    return components, np.bincount(components.ravel(), minlength=1)
+    components = label_components(np.where(mask, region, 0))
+    numbers = np.zeros(mask.shape, dtype=np.int64)
+    numbers[components.mask] = components.numbers + 1
+    return numbers, np.concatenate([[mask.size - components.numbers.size], components.sizes_voxels])
 
 
 def _check_axes(array: np.ndarray, spacing_mm: Sequence[float]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
 
+from nnunet_anomaly.connected_components import label_components
 from nnunet_anomaly.phantoms.anatomy import (
     HALF_EXTENT_MM,
     TISSUE,
@@ -210,12 +210,11 @@ def label_map(fields: KneeFields) -> np.ndarray:
     labels[(fields.femoral_cartilage < 0) & (fields.femoral_cartilage <= fields.tibial_cartilage)] = FEMORAL_CARTILAGE
     labels[fields.tibia < 0] = TIBIA
     labels[fields.femur < 0] = FEMUR
-    for label in (FEMUR, FEMORAL_CARTILAGE, TIBIA, TIBIAL_CARTILAGE):
-        parts, count = ndimage.label(labels == label, structure=np.ones((3, 3, 3)))
-        if count > 1:
-            sizes = np.bincount(parts.ravel())[1:]
-            specks = np.flatnonzero(sizes < 0.05 * sizes.max()) + 1
-            labels[np.isin(parts, specks)] = 0
+    components = label_components(labels)
+    largest = np.zeros(256, dtype=np.int64)
+    np.maximum.at(largest, components.labels, components.sizes_voxels)
+    specks = components.sizes_voxels < 0.05 * largest[components.labels]
+    labels[components.mask] = np.where(specks[components.numbers], 0, labels[components.mask])
     return labels
 
 
