@@ -15,16 +15,12 @@ What is done is kept, so that the script goes on where it was stopped; ``OUTPUT/
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from console import Console, over_seeds
 
 from nnunet_anomaly.evaluation.overlap import dice, overlap_counts
 from nnunet_anomaly.evaluation.surface import hausdorff_distance_mm, surface_distances
@@ -51,33 +47,12 @@ TRAINERS = {"A": "InpaintingMimic", "two passes": "Inpainting"}
 KINDS = [(preset, kind) for preset in PRESETS for kind in TRAINERS]
 
 
-class Benchmark:
-    """Commands, their environment and what is finished."""
+class Benchmark(Console):
+    """The study's commands."""
 
     def __init__(self, output: Path, configuration: str, epochs: int, inpainting_epochs: int, device: str):
-        self.output, self.configuration, self.device = output, configuration, device
-        self.epochs, self.inpainting_epochs = epochs, inpainting_epochs
-        self.record = output / "done.json"
-        self.done: list[str] = load_json(self.record) if self.record.is_file() else []
-        folders = {name: str(output / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-        for path in folders.values():
-            Path(path).mkdir(parents=True, exist_ok=True)
-        self.environment = {**os.environ, **folders, "nnUNet_def_n_proc": "2"}
-
-    def call(self, *command: str) -> None:
-        """Run a console command once, ever; its output goes to a log."""
-        line = shlex.join(command)
-        if line in self.done:
-            return
-        print(f"$ {line}", flush=True)
-        environment = dict(self.environment)
-        if command[0] == "nnUNetv2_train" and self.device == "cpu":
-            environment["nnUNet_n_proc_DA"] = "0"
-        with open(self.output / "log.txt", "a", encoding="utf-8") as log:
-            program = str(Path(sys.executable).parent / command[0])
-            subprocess.run([program, *command[1:]], env=environment, stdout=log, stderr=log, check=True)
-        self.done.append(line)
-        save_json(self.done, self.record)
+        super().__init__(output, device)
+        self.configuration, self.epochs, self.inpainting_epochs = configuration, epochs, inpainting_epochs
 
     def trainer(self, name: str) -> str:
         """Trainer of the chosen number of epochs."""
@@ -280,16 +255,6 @@ def write_error_map_table(results: list[dict[str, dict[str, float]]], output: Pa
     """Mean and SD over seeds of every kind of error map."""
     rows = [{"error map": name, **over_seeds([seed[name] for seed in results])} for name in results[0]]
     (output / "error_maps.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
-
-
-def over_seeds(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Number of seeds, and mean and SD of every figure."""
-    row: dict[str, Any] = {"seeds": len(runs)}
-    for name in dict.fromkeys(name for run in runs for name in run):
-        numbers = [run[name] for run in runs if name in run]
-        spread = f" ± {np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else ""
-        row[name] = f"{np.mean(numbers):.3f}{spread}"
-    return row
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ from nnunet_anomaly.phantoms.painting import PRESETS
 from nnunet_anomaly.phantoms.release import STAGING, claim_folder, move_into_place
 
 # raised whenever the same parameters give other files, so that two makes never mix in one folder
-VERSION = 1
+VERSION = 2
 HEALTHY_FOLDER = "IXI-T1"
 HEALTHY_CONTRASTS = tuple(name for name in PRESETS if name != "t1ce")
 SMALLEST_SIZE, LARGEST_SIZE = 24, 320

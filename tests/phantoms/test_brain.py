@@ -200,6 +200,14 @@ def test_block_mean_is_the_mean_of_blocks(subdivisions, seed):
     np.testing.assert_allclose(block_mean(values, subdivisions), expected, atol=1e-6)
 
 
+def test_a_brain_mask_ends_where_the_spinal_cord_begins():
+    labels = np.full((40, 9, 9), brain.BRAIN_STEM, dtype=np.uint16)
+    labels[20:] = 512  # the cord in SynthSeg's training maps
+    labels[30:] = brain.SPINAL_CORD
+    mask = brain_mask(tissue_map(labels), (1.0, 1.0, 1.0))
+    assert mask[:20].all() and not mask[20:].any()
+
+
 @pytest.mark.parametrize(
     "preset,order",
     [
