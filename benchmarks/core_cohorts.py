@@ -1,8 +1,10 @@
-"""Whole cohorts by the commands, with one process and with two: time, memory of the largest process, same results."""
+"""Whole cohorts by the commands, with one process and with two: time, equal results, memory of all processes."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -24,6 +26,9 @@ status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(status)
 """
+# The kernel's proportional set size counts a page that processes share once.
+SMAPS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
+PROCESSES = (1, 2, 4)
 COMMANDS = {
     "evaluate": ("evaluate", "-ref", "reference", "-pred", "prediction", "-o", "out"),
     "postprocess": ("postprocess", "-i", "prediction", "-o", "out"),
@@ -55,6 +60,60 @@ def run_command(name: str, folder: Path, processes: int) -> dict[str, Any]:
     for path in sorted(path for path in (folder / "out").rglob("*") if path.is_file()):
         digest.update(path.name.encode() + path.read_bytes())
     return {"seconds": seconds, "mb": int(result.stdout) / 1024, "digest": digest.hexdigest()}
+
+
+def peak_mb(name: str, folder: Path, processes: int, cases: int | None = None) -> float:
+    """Highest memory of all processes of a command together, looked at every 20 ms; not to be timed. Linux only.
+
+    Args:
+        name, folder, processes: as in ``run_command``.
+        cases: only the first so many of the cohort.
+    """
+    source = folder if cases is None else folder / f"first_{cases}"
+    if cases is not None and not source.exists():
+        for kind in ("reference", "prediction"):
+            (source / kind).mkdir(parents=True)
+            for path in sorted((folder / kind).iterdir())[:cases]:
+                os.link(path, source / kind / path.name)
+    shutil.rmtree(source / "out", ignore_errors=True)
+    command = [str(Path(sys.executable).parent / "nnunet-anomaly"), *COMMANDS[name], "-np", str(processes)]
+    running = subprocess.Popen(command, cwd=source, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak_kb = 0
+    while running.poll() is None:
+        peak_kb = max(peak_kb, sum(map(proportional_kb, family(running.pid))))
+        time.sleep(0.02)
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return peak_kb / 1024
+
+
+def family(process: int) -> list[int]:
+    """A process and all that it has started, and these have."""
+    try:
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+    return [process, *(member for child in children for member in family(child))]
+
+
+def proportional_kb(process: int) -> int:
+    """Memory of one process, shared pages by share; 0 when it has ended."""
+    try:
+        found = SMAPS.search(Path(f"/proc/{process}/smaps_rollup").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def memory_row(name: str, folder: Path) -> dict[str, str]:
+    """A row: memory of all processes together, by their number, and with a quarter of the cases."""
+    row = {"command": name}
+    for processes in PROCESSES:
+        row[f"MB, {processes} process{'es' if processes > 1 else ''}"] = f"{peak_mb(name, folder, processes):.0f}"
+    row[f"MB, 2 processes, {CASES // 4} cases"] = f"{peak_mb(name, folder, 2, CASES // 4):.0f}"
+    print(row, flush=True)
+    return row
 
 
 def compare_processes(name: str, folder: Path, repeats: int) -> dict[str, Any]:

@@ -6,12 +6,15 @@ import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_anomaly import __version__
 from nnunet_anomaly.cli.output import mean_and_sd, print_failures, print_table, print_without_reference
-from nnunet_anomaly.errors import InputError, LabelError
-from nnunet_anomaly.files import Outcome, is_up_to_date, load_json, made_from, run_cases, save_json
+from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.files import load_json, run_cases, save_json
+
+if TYPE_CHECKING:
+    from nnunet_anomaly.workflow.evaluate import Measures, Structures
 
 EXAMPLE = (
     "nnunet-anomaly evaluate -ref nnUNet_raw/Dataset101_Knee/labelsTs -pred predictions_plain -pred predictions_aware "
@@ -19,7 +22,6 @@ EXAMPLE = (
 )
 
 CASE_COLUMNS = ("method", "case", "structure", "reference_voxels", "prediction_voxels", "empty")
-Structures = Mapping[str, Sequence[int]]
 Row = Mapping[str, Any]
 
 
@@ -51,93 +53,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nsd-tolerance-mm", type=float, default=1.0, help="tolerance of the normalized surface Dice (default: 1.0)"
     )
+    parser.add_argument(
+        "--gaps",
+        action="store_true",
+        help="also measure where structures lie side by side: Dice inside the gaps, and voxels that are too near to "
+        "another structure (collisions), in gaps.csv with the most collisions first",
+    )
+    parser.add_argument(
+        "--gap-width-mm",
+        type=float,
+        default=7.8,
+        help="with --gaps: a voxel is in a gap when its distances to the two nearest structures of the reference add "
+        "up to less (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--collision-mm",
+        type=float,
+        default=1.56,
+        help="with --gaps: voxels of two structures collide that are not further apart (default: %(default)s)",
+    )
     parser.add_argument("-np", type=int, default=3, help="number of processes (default: 3)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate every case of every method, write the tables and print the means."""
-    from nnunet_anomaly.evaluation.cohort import comparison_rows, summary_rows
+    from nnunet_anomaly.evaluation.cohort import (
+        GAP_DEFINITIONS,
+        METRICS,
+        comparison_rows,
+        save_table,
+        summary_rows,
+    )
     from nnunet_anomaly.label_maps import files_by_case
+    from nnunet_anomaly.workflow.evaluate import (
+        GAP_FIGURES,
+        add_missing,
+        collect_rows,
+        evaluate_file,
+        gap_summaries,
+        name_methods,
+        record_path,
+    )
 
-    if not 0 <= args.nsd_tolerance_mm < math.inf:
-        raise InputError(f"--nsd-tolerance-mm is {args.nsd_tolerance_mm}; it must be finite and cannot be negative.")
+    for option in ("nsd_tolerance_mm", "gap_width_mm", "collision_mm"):
+        if not 0 <= (value := getattr(args, option)) < math.inf:
+            raise InputError(f"--{option.replace('_', '-')} is {value}; it must be finite and cannot be negative.")
     references = files_by_case(args.ref)
     methods = name_methods(args.pred, args.names)
     predictions = {name: files_by_case(folder) for name, folder in methods.items()}
-    structures, known = _find_structures(args)
+    measures = _measures(args)
     cases = [
-        (
-            f"{method}: {case}",
-            (
-                references[case],
-                files[case],
-                structures,
-                known,
-                args.nsd_tolerance_mm,
-                record_path(args.o, method, case),
-            ),
-        )
+        (f"{method}: {case}", (references[case], files[case], measures, record_path(args.o, method, case)))
         for method, files in predictions.items()
         for case in references
         if case in files
     ]
     if not cases:
         raise InputError(f"No file in {', '.join(map(str, args.pred))} has the name of one in {args.ref}.")
-    outcome = run_cases(_evaluate_file, cases, args.np, "evaluate")
+    outcome = run_cases(evaluate_file, cases, args.np, "evaluate")
     add_missing(outcome, references, predictions, methods)
-    rows = _collect_rows(references, methods, outcome, args.o, structures)
-    summaries, comparisons = summary_rows(rows), comparison_rows(rows)
-    settings = {"nsd_tolerance_mm": args.nsd_tolerance_mm, "structures": structures, "reference": str(args.ref)}
+    rows, gap_rows = collect_rows(references, methods, outcome, args.o, measures)
+    metrics = (*METRICS, *(GAP_DEFINITIONS if measures.gaps else ()))
+    summaries, comparisons = summary_rows(rows, metrics), comparison_rows(rows, metrics)
+    settings = {key: value for key, value in measures.settings().items() if key != "known"}
     extra = {method: sorted(set(files) - set(references)) for method, files in predictions.items()}
     summary = {
-        "settings": settings,
+        "settings": settings | {"reference": str(args.ref)},
         "methods": {name: str(folder) for name, folder in methods.items()},
         "results": nested(summaries),
+        **({"gaps": gap_summaries(gap_rows)} if measures.gaps else {}),
         "failed": outcome.failed,
         "predictions_without_reference": extra,
     }
-    _save(args.o, rows, summaries, comparisons, summary)
+    _save(args.o, rows, summaries, comparisons, summary, metrics)
+    if measures.gaps:
+        save_table(gap_rows, args.o / "gaps.csv", ("method", "case", *GAP_FIGURES))
+    else:
+        (args.o / "gaps.csv").unlink(missing_ok=True)  # of an earlier run
     _print_summary(summaries, args.nsd_tolerance_mm)
+    _print_collisions(gap_rows)
     _print_comparisons(comparisons)
     print_without_reference(extra)
     print_failures(outcome)
     return outcome.exit_code
-
-
-def name_methods(folders: Sequence[Path], names: Sequence[str] | None) -> dict[str, Path]:
-    """Folder of every method by its name: as given, else the folder's name, with its parent's where two are alike.
-
-    Raises:
-        InputError: the number of names is wrong, two are alike, or one cannot be a folder's name.
-    """
-    if names is None:
-        names = [folder.resolve().name for folder in folders]
-        if len(set(names)) < len(names):
-            names = [f"{folder.resolve().parent.name}_{folder.resolve().name}" for folder in folders]
-    if len(names) != len(folders) or len(set(names)) < len(names):
-        raise InputError(f"--names must give {len(folders)} different names, one for each -pred; got {list(names)}.")
-    for name in names:
-        if not name or name.startswith(".") or Path(name).name != name:
-            raise InputError(f"--names: '{name}' cannot be a method's name, since a folder is named so.")
-    return dict(zip(names, folders, strict=True))
-
-
-def record_path(output: Path, method: str, case: str) -> Path:
-    """Where the figures of one case are kept, so that a later run need not repeat it."""
-    return output / "cases" / method / f"{case}.json"
-
-
-def add_missing(
-    outcome: Outcome,
-    references: Iterable[str],
-    predictions: Mapping[str, Mapping[str, Path]],
-    methods: Mapping[str, Path],
-) -> None:
-    """Count every reference without a prediction as a failed case."""
-    for method, files in predictions.items():
-        for case in references:
-            if case not in files:
-                outcome.failed[f"{method}: {case}"] = f"{methods[method]} has no file for this case."
 
 
 def nested(summaries: Iterable[Row]) -> dict[str, Any]:
@@ -147,6 +145,19 @@ def nested(summaries: Iterable[Row]) -> dict[str, Any]:
         values = {key: value for key, value in row.items() if key not in ("method", "structure", "metric")}
         tree.setdefault(row["method"], {}).setdefault(row["structure"], {})[row["metric"]] = values
     return tree
+
+
+def _measures(args: argparse.Namespace) -> Measures:
+    from nnunet_anomaly.workflow.evaluate import Gaps, Measures
+
+    structures, known = _find_structures(args)
+    gaps = Gaps(args.gap_width_mm, args.collision_mm) if args.gaps else None
+    regions = [name for name, labels in (structures or {}).items() if len(labels) > 1]
+    if gaps and regions:
+        raise InputError(
+            f"--gaps: {', '.join(regions)} are of several labels, so that gaps lie inside them. Choose by -l."
+        )
+    return Measures(structures, known, args.nsd_tolerance_mm, gaps)
 
 
 def _find_structures(args: argparse.Namespace) -> tuple[Structures | None, frozenset[int] | None]:
@@ -188,69 +199,22 @@ def _chosen(label: str, by_name: Structures) -> tuple[str, tuple[int, ...]]:
     return (names[0] if names else label), (int(label),)
 
 
-def _evaluate_file(
-    reference_file: Path,
-    prediction_file: Path,
-    structures: Structures | None,
-    known: frozenset[int] | None,
-    nsd_tolerance_mm: float,
-    record: Path,
-) -> bool:
-    """Worker: write the figures of one case; False when they are there already, of the same files and settings."""
-    from nnunet_anomaly.evaluation.cohort import json_safe, structure_metrics
-    from nnunet_anomaly.evaluation.overlap import overlap_counts
-    from nnunet_anomaly.label_maps import check_same_grid, read_label_map, spacing_zyx_mm
-
-    settings = {"structures": structures, "known": sorted(known or ()), "nsd_tolerance_mm": nsd_tolerance_mm}
-    source = made_from([reference_file, prediction_file], settings)
-    if is_up_to_date(record, source):
-        return False
-    reference, image = read_label_map(reference_file)
-    prediction, other = read_label_map(prediction_file)
-    check_same_grid(image, reference_file, other, prediction_file)
-    if known is not None and (stray := sorted(set(overlap_counts(reference, prediction)) - known)):
-        raise LabelError(
-            f"{reference_file} or {prediction_file} holds labels {stray}, which dataset.json does not have. Correct "
-            "one of them, or choose labels by -l."
-        )
-    figures = structure_metrics(reference, prediction, spacing_zyx_mm(image), structures, nsd_tolerance_mm)
-    save_json({"made_from": source, "structures": json_safe(figures)}, record)
-    return True
-
-
-def _collect_rows(
-    references: Iterable[str],
-    methods: Iterable[str],
-    outcome: Outcome,
-    output: Path,
-    structures: Structures | None,
-) -> list[dict[str, Any]]:
-    """A row for every method, case and structure; what a case does not have counts as empty on both sides."""
-    from nnunet_anomaly.evaluation.cohort import absent_structure
-
-    found = {
-        (method, case): load_json(record_path(output, method, case))["structures"]
-        for method in methods
-        for case in references
-        if f"{method}: {case}" not in outcome.failed
-    }
-    names = list(structures or sorted({name for figures in found.values() for name in figures}, key=int))
-    rows = []
-    for (method, case), by_structure in found.items():
-        for name in names:
-            figures = by_structure.get(name, absent_structure())
-            values = {key: math.nan if value is None else value for key, value in figures.items()}
-            rows.append({"method": method, "case": case, "structure": name, **values})
-    return rows
-
-
 def _save(
-    output: Path, rows: Sequence[Row], summaries: Sequence[Row], comparisons: Sequence[Row], summary: dict[str, Any]
+    output: Path,
+    rows: Sequence[Row],
+    summaries: Sequence[Row],
+    comparisons: Sequence[Row],
+    summary: dict[str, Any],
+    metrics: Sequence[str],
 ) -> None:
-    from nnunet_anomaly.evaluation.cohort import DEFINITIONS, METRICS, json_safe, save_table
+    from nnunet_anomaly.evaluation.cohort import DEFINITIONS, GAP_DEFINITIONS, json_safe, save_table
 
-    definitions = DEFINITIONS | {"sd": "standard deviation over cases (n - 1)", "n_undefined": "cases left out"}
-    save_table(rows, output / "cases.csv", (*CASE_COLUMNS, *METRICS))
+    found = DEFINITIONS | GAP_DEFINITIONS
+    definitions = {name: found[name] for name in metrics} | {
+        "sd": "standard deviation over cases (n - 1)",
+        "n_undefined": "cases left out",
+    }
+    save_table(rows, output / "cases.csv", (*CASE_COLUMNS, *metrics))
     save_table(summaries, output / "summary.csv")
     save_json(json_safe({"version": __version__, "definitions": definitions, **summary}), output / "summary.json")
     if len(summary["methods"]) > 1:
@@ -260,14 +224,27 @@ def _save(
 
 
 def _print_summary(summaries: Sequence[Row], tolerance_mm: float) -> None:
-    digits = {"dsc": 4, "asd_mm": 3, "hd_mm": 2, "hd95_mm": 2, "nsd": 4}
+    digits = {"dsc": 4, "asd_mm": 3, "hd_mm": 2, "hd95_mm": 2, "nsd": 4, "gap_dsc": 4}
+    titles = ["DSC", "ASD mm", "HD mm", "HD95 mm", f"NSD at {tolerance_mm:g} mm", "gap DSC"]
+    by_method = nested(summaries)
+    shown = [metric for metric in digits if any(row["metric"] == metric for row in summaries)]
     rows = [
-        [method, structure, *(mean_and_sd(metrics[metric], places) for metric, places in digits.items())]
-        for method, structures in nested(summaries).items()
+        [method, structure, *(mean_and_sd(metrics[metric], digits[metric]) for metric in shown)]
+        for method, structures in by_method.items()
         for structure, metrics in structures.items()
     ]
     print("Mean ± SD over cases")
-    print_table(["method", "structure", "DSC", "ASD mm", "HD mm", "HD95 mm", f"NSD at {tolerance_mm:g} mm"], rows)
+    print_table(["method", "structure", *titles[: len(shown)]], rows)
+
+
+def _print_collisions(gap_rows: Sequence[Row], shown: int = 5) -> None:
+    if gap_rows:
+        print(f"\nMost collisions ({min(shown, len(gap_rows))} of {len(gap_rows)})")
+        rows = [
+            [row["method"], row["case"], str(row["collision_voxels"]), f"{row['gap_dsc_pooled']:.4f}"]
+            for row in gap_rows[:shown]
+        ]
+        print_table(["method", "case", "collision voxels", "gap DSC, pooled"], rows)
 
 
 def _print_comparisons(comparisons: Sequence[Row]) -> None:
@@ -284,7 +261,7 @@ def _print_comparisons(comparisons: Sequence[Row]) -> None:
             f"{row['p_wilcoxon']:.3g}",
         ]
         for row in comparisons
-        if row["metric"] in ("dsc", "asd_mm", "hd_mm", "hd95_mm", "nsd")
+        if row["metric"] in ("dsc", "asd_mm", "hd_mm", "hd95_mm", "nsd", "gap_dsc")
     ]
     if rows:
         print("\nPaired differences")

@@ -36,6 +36,12 @@ DEFINITIONS = {
     "0 when one of the two is empty",
 }
 METRICS = tuple(DEFINITIONS)
+# of structures that lie side by side; measured by request
+GAP_DEFINITIONS = {
+    "gap_dsc": "Dice inside the gap region of the reference, voxels whose distances to its two nearest structures add "
+    "up to less than the gap width (Xu 2022); not applicable where neither label map has the structure there, 0 where "
+    "one has",
+}
 
 
 def structure_metrics(

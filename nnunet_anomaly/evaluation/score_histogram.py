@@ -109,6 +109,9 @@ def score_histogram(
 ) -> ScoreHistogram:
     """Count the voxels of one case by their score, without sorting.
 
+    Scores of float64 (or integers beyond 2^24) are rounded to float32 first. All that is made from the histogram,
+    intervals and the best threshold too, is of the rounded scores: compare these with that threshold.
+
     Args:
         scores: anomaly map, float or integers, any shape; higher is more anomalous.
         truth: lesion mask of the same shape, bool or integers; not 0 is lesion.
@@ -132,7 +135,7 @@ def score_histogram(
 
 
 def binned_detection(histogram: ScoreHistogram) -> BinnedDetection:
-    """Figures of one case or, with histograms that were added up, of many.
+    """Figures of one case or, with histograms that were added up, of many; of the scores as float32.
 
     Returns:
         Figures with the interval of their error; NaN as in ``anomaly``.

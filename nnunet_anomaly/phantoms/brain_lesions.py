@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from nnunet_anomaly.connected_components import label_components
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.geometry import bounding_box, distance_to_mm, erode_mm
 from nnunet_anomaly.phantoms.fields import smooth_noise
@@ -207,12 +208,15 @@ def plant_shapes(
     for axis, index in enumerate(indices):
         share = _interpolated(share, index, axis)
     mask = (share >= 0.5) & anatomy.parenchyma
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:] * np.prod(anatomy.spacing_mm)
-    order = [int(number) + 1 for number in np.argsort(-sizes, kind="stable") if sizes[number] >= SMALLEST_MM3]
-    return [
-        Lesion(parts == number, soft_membership(parts == number, anatomy), "stroke", "real_shape") for number in order
-    ]
+    parts = label_components(mask)
+    sizes_mm3 = parts.sizes_voxels * np.prod(anatomy.spacing_mm)
+    lesions = []
+    for number in np.argsort(-sizes_mm3, kind="stable"):
+        if sizes_mm3[number] >= SMALLEST_MM3:
+            lesion = np.zeros(mask.shape, dtype=bool)
+            lesion[parts.mask] = parts.numbers == number
+            lesions.append(Lesion(lesion, soft_membership(lesion, anatomy), "stroke", "real_shape"))
+    return lesions
 
 
 def _interpolated(values: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
@@ -247,8 +251,11 @@ def add_strokes(signal: np.ndarray, lesions: Sequence[Lesion], contrast: Contras
 
 def _side_of(anatomy: Anatomy, region: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
     """Part of a region that is connected with ``start`` on its side of the head."""
-    parts, _ = ndimage.label(region & (anatomy.left == anatomy.left[start]))
-    return parts == parts[start]
+    side = region & (anatomy.left == anatomy.left[start])
+    parts = label_components(side, connectivity=6)
+    numbers = np.full(side.shape, -1)
+    numbers[parts.mask] = parts.numbers
+    return numbers == numbers[start]
 
 
 def _fitting_mm3(radius_mm: float, allowed: np.ndarray, spacing_mm: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunet_anomaly.errors import InputError
-from nnunet_anomaly.geometry import bounding_box
+from nnunet_anomaly.geometry import bounding_box, distance_to_mm
 from nnunet_anomaly.phantoms.fields import smooth_noise, smooth_step
 
 KINDS = ("bright", "dark")
@@ -121,7 +121,7 @@ def grow_region(
     region[box].flat[places[:voxels]] = True
     soft = smooth_step(np.where(np.isfinite(times), times, 1e6), border + half_edge, border - half_edge)
     # where the front is fast its border is wide: end it at edge_mm all the same
-    beyond_mm = ndimage.distance_transform_edt(~region[box], sampling=spacing_mm)
+    beyond_mm = distance_to_mm(region[box], spacing_mm)
     membership = np.zeros(roi_mask.shape, dtype=np.float32)
     membership[box] = soft * smooth_step(beyond_mm, max(edge_mm, 1e-3), 0.0)
     return membership, region

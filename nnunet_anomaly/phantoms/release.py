@@ -31,7 +31,7 @@ from nnunet_anomaly.phantoms.knee import SMALL_GRID, KneeCase, Subject, draw_sub
 from nnunet_anomaly.phantoms.knee_lesions import LEVELS
 
 # raised whenever the same parameters give other files, so that two makes never mix in one folder
-VERSION = 1
+VERSION = 2
 STAGING = ".partial"
 MASKS = Path("OAI-ZIB/segmentation/segmentation_masks")
 DOCUMENTS = Path("OAI-ZIB/segmentation/doc")

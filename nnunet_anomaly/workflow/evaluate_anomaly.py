@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunet_anomaly.cli.evaluate import add_missing, name_methods
 from nnunet_anomaly.cli.filter_residuals import filters_of
 from nnunet_anomaly.cli.output import print_failures, print_without_reference
 from nnunet_anomaly.errors import AnomalyError, InputError, LeakageError
@@ -69,6 +68,7 @@ from nnunet_anomaly.files import (
 )
 from nnunet_anomaly.label_maps import check_same_grid, files_by_case, read_label_map, read_region, spacing_zyx_mm
 from nnunet_anomaly.planes import plane_of
+from nnunet_anomaly.workflow.evaluate import add_missing, name_methods
 
 BASELINE = "raw_intensity"
 FILTERED = "_filtered"

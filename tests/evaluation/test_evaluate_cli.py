@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 from nnunet_anomaly.cli.main import main
 
@@ -241,6 +242,8 @@ def test_a_label_that_no_reference_has_is_shown_with_its_empty_reference(folders
         (("-l", "²"), "'²'"),
         (("-l", "70000"), "'70000'"),
         (("--nsd-tolerance-mm", "inf"), "finite"),
+        (("--gaps", "--gap-width-mm", "nan"), "--gap-width-mm"),
+        (("--gaps", "--collision-mm", "-1"), "--collision-mm"),
         (("--names", "one"), "--names must give 2"),
         (("--names", "one", "one"), "--names must give 2"),
         (("--names", "one", "a/b"), "'a/b'"),
@@ -251,6 +254,80 @@ def test_a_label_that_no_reference_has_is_shown_with_its_empty_reference(folders
 def test_wrong_arguments(folders, capsys, extra, message):
     assert evaluate(folders, *extra) == 2
     assert message in capsys.readouterr().err
+
+
+def expected_gaps(reference, prediction, width_mm, collision_mm):
+    """Gap Dice by label and pooled, and collisions, from scipy's distance transforms of the whole image."""
+    spacing_mm = SPACING_MM_XYZ[::-1]
+    distances_mm = [ndimage.distance_transform_edt(reference != label, sampling=spacing_mm) for label in (1, 2)]
+    region = sum(distances_mm) < width_mm
+    inside = [[(array == label) & region for label in (1, 2)] for array in (reference, prediction)]
+    shared = [np.sum(a & b) for a, b in zip(*inside, strict=True)]
+    sizes = [np.sum(a) + np.sum(b) for a, b in zip(*inside, strict=True)]
+    away_mm = [ndimage.distance_transform_edt(prediction != label, sampling=spacing_mm) for label in (1, 2)]
+    collisions = sum(np.sum((prediction == label) & (away_mm[2 - label] <= collision_mm)) for label in (1, 2))
+    by_label = [2 * a / b for a, b in zip(shared, sizes, strict=True)]
+    return by_label, 2 * sum(shared) / sum(sizes), np.sum(region), collisions
+
+
+def test_gaps_and_collisions(folders, capsys):
+    """The second structure of ``near`` has grown towards the first one, in case 3 until they meet."""
+    for i in range(5):
+        reference = np.roll(blocks(), i, axis=2)
+        grown = reference.copy()
+        grown[2:4, 11 - (3 if i == 3 else 1) : 11, 3 + i : 9 + i] = 2
+        write(grown, folders / f"near/case_{i}.nii.gz")
+    assert evaluate(folders, "--gaps", "--gap-width-mm", "3", "--collision-mm", "0.6", pred=("near", "aware")) == 0
+    cases = {(row["method"], row["case"]): row for row in read_csv(folders / "out/gaps.csv")}
+    rows = {(row["method"], row["case"], row["structure"]): row for row in read_csv(folders / "out/cases.csv")}
+    assert next(iter(cases)) == ("near", "case_3")
+    for method, case in cases:
+        pair = [sitk.GetArrayFromImage(sitk.ReadImage(str(folders / f"{of}/{case}.nii.gz"))) for of in ("ref", method)]
+        by_label, pooled, voxels, collisions = expected_gaps(*pair, 3, 0.6)
+        assert (collisions > 0) == ((method, case) == ("near", "case_3"))
+        found = cases[method, case]
+        assert (int(found["gap_voxels"]), int(found["collision_voxels"])) == (voxels, collisions)
+        np.testing.assert_allclose(float(found["gap_dsc_pooled"]), pooled)
+        np.testing.assert_allclose(float(found["gap_dsc_mean"]), np.mean(by_label))
+        for label, value in zip("12", by_label, strict=True):
+            np.testing.assert_allclose(float(rows[method, case, label]["gap_dsc"]), value)
+    summary = read_json(folders / "out/summary.json")
+    assert summary["gaps"]["near"]["collision_voxels"]["n"] == 5
+    assert summary["results"]["near"]["1"]["gap_dsc"]["n"] == 5 and "gap_dsc" in summary["definitions"]
+    assert {row["metric"] for row in read_csv(folders / "out/comparison.csv")} > {"gap_dsc"}
+    assert "Most collisions" in capsys.readouterr().out
+    # without --gaps nothing of it is left
+    assert evaluate(folders, pred=("near",)) == 0
+    assert "gap_dsc" not in read_csv(folders / "out/cases.csv")[0] and not (folders / "out/gaps.csv").exists()
+
+
+def test_gaps_of_structures_that_are_far_apart_or_missing(folders):
+    alone = np.where(blocks() == 1, 1, 0).astype(np.uint8)
+    write(alone, folders / "ref/case_0.nii.gz")
+    write(alone, folders / "plain/case_0.nii.gz")
+    assert evaluate(folders, "--gaps", "--gap-width-mm", "0.4", pred=("plain",)) == 0
+    rows = read_csv(folders / "out/cases.csv")
+    assert {row["gap_dsc"] for row in rows} == {""}
+    gaps = read_json(folders / "out/summary.json")["gaps"]["plain"]
+    assert gaps["gap_dsc_pooled"]["n_undefined"] == 5 and gaps["gap_voxels"]["mean"] == 0
+
+
+def test_gaps_are_not_those_inside_a_region_of_several_labels(folders, capsys):
+    dataset_json(folders, {"background": 0, "both": [1, 2], "second": 2})
+    assert evaluate(folders, "--gaps", pred=("plain",)) == 2
+    assert "both" in capsys.readouterr().err
+    assert evaluate(folders, "--gaps", "-l", "1", "2", pred=("plain",)) == 0
+
+
+def test_gaps_of_real_hips(real_data, tmp_path):
+    """Hips against themselves: Dice 1 in gaps; bones of these label maps do collide."""
+    source = sorted((real_data / "hip_labels").glob("*.nii*"))[0]
+    for name in ("ref", "same"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / source.name).symlink_to(source)
+    assert evaluate(tmp_path, "--gaps", pred=("same",)) == 0
+    (row,) = read_csv(tmp_path / "out/gaps.csv")
+    assert float(row["gap_dsc_pooled"]) == 1 and int(row["gap_voxels"]) > 0 and int(row["collision_voxels"]) > 0
 
 
 def test_ignore_label_needs_a_choice(folders, capsys):
