@@ -164,7 +164,9 @@ class Brains(Console):
             for name in names:
                 command += ["--reconstructions", str(self.output / "reconstructions" / name.replace(" ", "_"))]
         folder = self.output / "evaluation" / f"seed{seed}_{test}"
-        command += ["--filters", "--names", *(name.replace(" ", "_") for name in names), "-np", "2", "-o", str(folder)]
+        # a window of 3 voxels of the coarse grid, of 5 of the releases' own
+        command += ["--median-radius-mm", "2" if self.args.full_grid else "2.5"]
+        command += ["--names", *(name.replace(" ", "_") for name in names), "-np", "2", "-o", str(folder)]
         self.call("nnunet-anomaly", "evaluate-anomaly", *command)
         return folder
 

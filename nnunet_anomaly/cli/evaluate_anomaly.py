@@ -33,10 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", type=Path, help="folder of images: their intensity, z-scored inside the mask, as a method beside"
     )
+    parser.add_argument(
+        "--baseline-dark", action="store_true", help="the same images once more, now with dark voxels as anomalous"
+    )
     parser.add_argument("--baseline-channel", type=int, default=0, help="channel of the images (default: 0)")
     _add_threshold_arguments(parser)
     parser.add_argument(
-        "--filters", action="store_true", help="every -pred once more with the filters of filter-residuals; needs -m"
+        "--filters",
+        action=argparse.BooleanOptionalAction,
+        help="show every -pred once more with the filters of filter-residuals (default: where -m is given)",
     )
     add_filter_arguments(parser)
     _add_picture_arguments(parser)

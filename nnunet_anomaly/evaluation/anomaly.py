@@ -180,7 +180,7 @@ def curve_from_counts(
     true_positives = np.cumsum(lesion_counts[::-1], dtype=np.int64)
     overlap = None
     if lesion_weights is not None:
-        overlap = np.cumsum(lesion_weights[::-1])
+        overlap = np.cumsum(lesion_weights[::-1], dtype=np.float64)
         overlap /= overlap[-1:]  # the number of lesions, as the weights of each sum up to 1
     return DetectionCurve(
         thresholds=thresholds[::-1],

@@ -364,7 +364,7 @@ def _draw_examples(args: argparse.Namespace, results: Results, kind: str | None)
     """Pictures of some cases of every method, from the best to the worst Dice: no choice by eye."""
     from nnunet_anomaly.report.anomaly_figures import example_figure
     from nnunet_anomaly.report.figures import save_figure
-    from nnunet_anomaly.workflow.evaluate_anomaly import BASELINE, FILTERED
+    from nnunet_anomaly.workflow.evaluate_anomaly import BASELINES, FILTERED
 
     folder = args.images or args.baseline
     if folder is None or kind is None or args.pictures < 1:
@@ -372,7 +372,7 @@ def _draw_examples(args: argparse.Namespace, results: Results, kind: str | None)
     images = files_by_case(folder, args.image_channel if args.images else args.baseline_channel)
     names = list(results.thresholds)[: len(args.pred)]
     for method in results.thresholds:
-        if method == BASELINE:
+        if method in BASELINES:
             continue
         rows = [row for row in results.case_rows if row["method"] == method and row["lesion_voxels"]]
         rows = sorted((row for row in rows if row["case"] in images), key=lambda row: -row[f"dice_{kind}"])

@@ -70,7 +70,8 @@ from nnunet_anomaly.label_maps import check_same_grid, files_by_case, read_label
 from nnunet_anomaly.planes import plane_of
 from nnunet_anomaly.workflow.evaluate import add_missing, name_methods
 
-BASELINE = "raw_intensity"
+# baselines without a network, and what is anomalous to them
+BASELINES = {"raw_intensity": 1, "raw_intensity_dark": -1}
 FILTERED = "_filtered"
 PER_CASE = ("average_precision", "auroc", "au_pro", "best_dice", "best_dice_threshold")
 # of a histogram: the interval that holds the exact value (its best Dice is the lower end itself)
@@ -86,23 +87,23 @@ class CaseFiles(NamedTuple):
     scores: Path
     mask: Path | None
     mask_labels: tuple[int, ...]
-    is_baseline: bool
+    baseline_sign: int
     histogram: bool
     slice_plane: str
 
     def source(self, **more: Any) -> Any:
         """What figures of this case are made from."""
         paths = [path for path in (self.truth, self.scores, self.mask) if path is not None]
-        settings = {name: getattr(self, name) for name in ("mask_labels", "is_baseline", "histogram", "slice_plane")}
+        settings = {name: getattr(self, name) for name in ("mask_labels", "baseline_sign", "histogram", "slice_plane")}
         return made_from(paths, settings | more)
 
 
 class Source(NamedTuple):
-    """Where the anomaly maps of a method lie."""
+    """Where the anomaly maps of a method lie; those of a baseline are images (1: bright is anomalous, -1: dark)."""
 
     folder: Path
     channel: int | None
-    is_baseline: bool = False
+    baseline_sign: int = 0
 
 
 @dataclass
@@ -162,8 +163,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
     _check_arguments(args)
     names = list(name_methods(args.pred, args.names))
-    if BASELINE in names and args.baseline:
-        raise InputError(f"'{BASELINE}' is the name of the baseline; name the methods otherwise by --names.")
+    if args.baseline and (taken := sorted(set(names) & set(BASELINES))):
+        raise InputError(f"'{taken[0]}' is the name of a baseline; name the methods otherwise by --names.")
     cohort = _find_cohort(args, names, args.o, args.ref, args.pred, args.m, args.baseline)
     validation = None
     if args.validation_ref:
@@ -213,8 +214,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.filters and args.m is None:
         raise InputError("--filters erodes the mask of -m, which is not given.")
     given = [args.erode_mm, args.median_radius_mm, args.min_volume_mm3, args.component_threshold]
-    if not args.filters and any(value is not None for value in given):
-        raise InputError("Settings of the filters are given, but not --filters.")
+    if not filters_on(args) and any(value is not None for value in given):
+        raise InputError("Settings of the filters are given, but filters are off: give -m, and not --no-filters.")
+    if args.baseline_dark and not args.baseline:
+        raise InputError("--baseline-dark is about the images of --baseline, which is not given.")
     if not 0 <= args.hit_overlap <= 1:
         raise InputError(f"--hit-overlap is {args.hit_overlap}; it must be a share from 0 to 1.")
     if not args.memory_gb > 0:
@@ -228,6 +231,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
         if values and len(values) != len(args.pred):
             flag = f"--{option.replace('_', '-')}"
             raise InputError(f"{flag} must be given {len(args.pred)} times, once for each -pred; got {len(values)}.")
+
+
+def filters_on(args: argparse.Namespace) -> bool:
+    """Whether every method is shown with filters too: wherever there is a mask, unless it is said."""
+    return args.m is not None if args.filters is None else args.filters
 
 
 def _find_cohort(
@@ -248,10 +256,11 @@ def _find_cohort(
     masks = files_by_case(mask_folder) if mask_folder else {}
     methods = {name: Source(path, args.channel) for name, path in zip(names, predictions, strict=True)}
     outcome = Outcome()
-    for name in names if args.filters else ():
+    for name in names if filters_on(args) else ():
         methods[f"{name}{FILTERED}"] = Source(_filter(args, methods[name], truths, masks, folder, name, outcome), None)
-    if baseline:
-        methods[BASELINE] = Source(baseline, args.baseline_channel, is_baseline=True)
+    for name, sign in BASELINES.items():
+        if baseline and (sign > 0 or args.baseline_dark):
+            methods[name] = Source(baseline, args.baseline_channel, sign)
     maps = {name: files_by_case(source.folder, source.channel) for name, source in methods.items()}
     jobs: dict[tuple[str, str], CaseFiles] = {}
     for method, files in maps.items():
@@ -259,7 +268,7 @@ def _find_cohort(
             if mask_folder and case not in masks:
                 outcome.failed[f"{method}: {case}"] = f"{mask_folder} has no mask for this case."
                 continue
-            look = (tuple(args.mask_labels), methods[method].is_baseline, args.histogram, args.slice_plane)
+            look = (tuple(args.mask_labels), methods[method].baseline_sign, args.histogram, args.slice_plane)
             jobs[method, case] = CaseFiles(truths[case], files[case], masks.get(case), *look)
     if not jobs:
         folders = ", ".join(str(path) for path in (*predictions, mask_folder) if path)
@@ -267,7 +276,9 @@ def _find_cohort(
     missing = Outcome()
     add_missing(missing, truths, maps, {name: source.folder for name, source in methods.items()})
     outcome.failed = missing.failed | outcome.failed
-    without = {name: sorted(set(files) - set(truths)) for name, files in maps.items() if not methods[name].is_baseline}
+    without = {
+        name: sorted(set(files) - set(truths)) for name, files in maps.items() if not methods[name].baseline_sign
+    }
     return Cohort(folder, truths, methods, jobs, outcome, without)
 
 
@@ -286,7 +297,8 @@ def _filter(
     found = files_by_case(source.folder, source.channel)
     maps = {case: path for case, path in found.items() if case in truths}
     filtered = filter_maps(maps, masks, args.mask_labels, target, filters_of(args), args.np)
-    outcome.failed.update({f"{name}{FILTERED}: {case}": reason for case, reason in filtered.failed.items()})
+    advice = "" if args.filters else " (--no-filters leaves the filters out.)"
+    outcome.failed.update({f"{name}{FILTERED}: {case}": reason + advice for case, reason in filtered.failed.items()})
     return target
 
 
@@ -311,7 +323,9 @@ def read_case(files: CaseFiles) -> tuple[np.ndarray, np.ndarray, np.ndarray | No
     check_same_grid(grid, files.truth, image, files.scores)
     scores = sitk.GetArrayFromImage(image)
     mask = None if files.mask is None else read_region(files.mask, files.mask_labels, grid, files.truth)
-    return standardised_intensity(scores, mask) if files.is_baseline else scores, truth, mask, image
+    if files.baseline_sign:
+        scores = files.baseline_sign * standardised_intensity(scores, mask)
+    return scores, truth, mask, image
 
 
 def _measure(cohort: Cohort, args: argparse.Namespace) -> tuple[dict[str, Pooled], str]:
@@ -574,7 +588,7 @@ def _load_thresholds(cohort: Cohort, args: argparse.Namespace) -> dict[str, Any]
     if not isinstance(methods, dict):
         raise InputError(f"{args.threshold_file} is no thresholds.json that evaluate-anomaly wrote.")
     for method in cohort.methods:
-        if method == BASELINE and method not in methods:
+        if method in BASELINES and method not in methods:
             continue
         found = methods.get(method)
         if not isinstance(found, dict) or not {"cases", "mask_labels", "thresholds"} <= set(found):

@@ -1,4 +1,4 @@
-"""What ``nnunet-anomaly filter-residuals`` does, and ``evaluate-anomaly --filters`` before it measures."""
+"""What ``nnunet-anomaly filter-residuals`` does, and ``evaluate-anomaly`` before it measures."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def folders(tmp_path) -> Path:
 
 def evaluate(folder: Path, *extra: str, pred: str = "maps") -> int:
     folders = ["-ref", str(folder / "ref"), "-pred", str(folder / pred), "-o", str(folder / "out")]
-    return main(["evaluate-anomaly", *folders, "-np", "1", *extra])
+    return main(["evaluate-anomaly", *folders, "-np", "1", "--no-filters", *extra])
 
 
 def summary(folder: Path) -> dict:
@@ -131,7 +131,7 @@ def test_channel_with_shared_thresholds(folders):
 
 def test_inside_bone_beside_the_raw_intensity(folders):
     extra = ("-m", str(folders / "bone"), "--mask-labels", "1", "3", "--baseline", str(folders / "images"))
-    assert evaluate(folders, *extra) == 0
+    assert evaluate(folders, *extra, "--baseline-dark") == 0
     inside = [np.isin(array, (1, 3)) for array in load(folders, "bone/case_{}.nii.gz")]
     lesions = load(folders, "ref/case_{}.nii.gz")
     truths = [lesion[bone] > 0 for lesion, bone in zip(lesions, inside, strict=True)]
@@ -142,9 +142,11 @@ def test_inside_bone_beside_the_raw_intensity(folders):
     results = summary(folders)["results"]
     assert_pooled_and_per_case(results["maps"], truths, maps)
     assert_pooled_and_per_case(results["raw_intensity"], truths, [(a - a.mean()) / a.std() for a in images])
+    dark = [(a.mean() - a) / a.std() for a in images]
+    assert_pooled_and_per_case(results["raw_intensity_dark"], truths, dark)
     with open(folders / "out/cases.csv", newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
-    assert len(rows) == 2 * 4
+    assert len(rows) == 3 * 4
     assert int(rows[2]["lesion_voxels_outside_mask"]) == lesions[2].sum() - truths[2].sum() > 0
     assert (rows[3]["lesion_voxels"], rows[3]["average_precision"]) == ("0", "")
 

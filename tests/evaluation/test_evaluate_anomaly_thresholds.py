@@ -56,6 +56,9 @@ def folders(tmp_path) -> Path:
 
 
 def evaluate(folder: Path, *extra: str, out: str = "out", maps: str = "maps") -> int:
+    """Filters stand beside by default, which is tested by itself; most tests are of the maps as they are."""
+    filters = () if "--filters" in extra or "--default" in extra else ("--no-filters",)
+    extra = (*filters, *(word for word in extra if word != "--default"))
     test = folder / "test"
     command = ["evaluate-anomaly", "-ref", str(test / "ref"), "-pred", str(test / maps), "-m", str(test / "brain")]
     return main([*command, "-o", str(folder / out), "-np", "1", *extra])
@@ -171,6 +174,19 @@ def test_sagittal_slices_and_a_hit_by_a_share(folders):
     assert "1 of its voxels" in found["definitions"]["lesion_sensitivity"]
 
 
+def test_filters_are_on_by_default_and_refuse_maps_with_negative_scores(folders, capsys):
+    for i in range(5):
+        path = folders / f"test/maps/test_{i}.nii.gz"
+        write(np.abs(read(path)), path)
+    assert evaluate(folders, "--default") == 0
+    assert list(summary(folders)["results"]) == ["maps", "maps_filtered"]
+    negative = -read(folders / "test/maps/test_0.nii.gz")
+    write(negative, folders / "test/maps/test_0.nii.gz")
+    capsys.readouterr()
+    assert evaluate(folders, "--default") == 1
+    assert "maps_filtered: test_0" in (said := capsys.readouterr().err) and "--no-filters" in said
+
+
 def test_filters_stand_beside_the_maps_as_they_are(folders):
     extra = ("--filters", "--erode-mm", "0", "--median-radius-mm", "1", *validation(folders))
     assert evaluate(folders, *extra) == 0
@@ -267,7 +283,7 @@ def test_lesion_files_that_are_empty_or_of_another_grid_are_named(folders, capsy
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--erode-mm", "1"), "--filters"),
+        (("--erode-mm", "1"), "--no-filters"),
         (("--hit-overlap", "2"), "--hit-overlap"),
         (("--memory-gb", "0"), "--memory-gb"),
         (("--training-sizes", "1", "2"), "--training-sizes must be given 1 times"),
