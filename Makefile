@@ -18,13 +18,14 @@ export OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS
 # Where set, tests on real images run too, else they are skipped and counted at the end.
 export NNUNET_ANOMALY_TEST_DATA
 
-.PHONY: help install test lint demo bench clean
+.PHONY: help install test lint demo demo-brain bench clean
 
 help:
 	@echo "make test    lint, type checks and all tests (NNUNET_ANOMALY_TEST_DATA=DIR adds those on real images)"
 	@echo "make lint    lint and type checks"
 	@echo "make bench   the numeric core beside its peers: time and memory, under 15 minutes"
 	@echo "make demo    the whole chain on generated data, into $(DEMO_OUTPUT)"
+	@echo "make demo-brain  strokes in generated heads, found by networks that know healthy heads, into $(DEMO_OUTPUT)_brain"
 	@echo "make install the package and its tools, into $(VENV)"
 	@echo "make clean   remove everything that the others made"
 
@@ -59,9 +60,12 @@ lint: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/nnunet-anomaly demo -o $(DEMO_OUTPUT)
 
+demo-brain: $(INSTALLED)
+	$(BIN)/nnunet-anomaly demo brain -o $(DEMO_OUTPUT)_brain
+
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/numeric_core.py
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO_OUTPUT) $(DEMO_OUTPUT)_brain build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -192,7 +192,7 @@ def figures_of(folder: Path, result: dict, method: str) -> dict[str, float]:
         "AP set": pooled["average_precision_pooled"],
         "AP case": cases["average_precision"]["mean"],
         "AUROC": pooled["auroc_pooled"],
-        "AP slices": result["slices"]["average_precision_slices"],
+        "AP slices": pooled["average_precision_slices"],
         "Dice set": float(thresholds["validation_exact"]["dice_set"]),
         "Dice case": float(thresholds["validation_exact"]["dice_subject_mean"]),
         "Dice set, oracle": float(thresholds["oracle"]["dice_set"]),

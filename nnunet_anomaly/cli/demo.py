@@ -1,20 +1,34 @@
-"""``nnunet-anomaly demo``: the main job, small, on generated knees, by the commands that a user types."""
+"""``nnunet-anomaly demo``: a method from images to figures, small, on generated data, by a user's commands."""
 
 from __future__ import annotations
 
 import argparse
 
 EXAMPLE = "nnunet-anomaly demo -o demo_output"
+# images to train on, held-out images, epochs
+DEFAULTS = {"knee": (12, 6, 2), "brain": (120, 8, 3)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("-o", "--output", required=True, help="folder for everything; an unfinished demo goes on in it")
-    parser.add_argument("--cases", type=int, default=12, help="knees to train on (default: %(default)s)")
-    parser.add_argument("--test-cases", type=int, default=6, help="held-out knees (default: %(default)s)")
     parser.add_argument(
-        "--epochs", type=int, default=2, help="epochs of 250 steps for every network (default: %(default)s)"
+        "method",
+        nargs="?",
+        choices=tuple(DEFAULTS),
+        default="knee",
+        help="knee: anomaly-aware segmentation (Woo); brain: strokes found by networks that know healthy heads alone "
+        "(Bengs); default: knee",
     )
+    parser.add_argument("-o", "--output", required=True, help="folder for everything; an unfinished demo goes on in it")
+    for place, (option, what) in enumerate(
+        (
+            ("cases", "images to train on"),
+            ("test-cases", "held-out images (brain: as many more for the threshold)"),
+            ("epochs", "epochs of 250 steps for every network"),
+        )
+    ):
+        defaults = ", ".join(f"{name} {numbers[place]}" for name, numbers in DEFAULTS.items())
+        parser.add_argument(f"--{option}", type=int, help=f"{what} (default: {defaults})")
     parser.add_argument("-device", default="cpu", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
 
 
@@ -22,6 +36,13 @@ def run(args: argparse.Namespace) -> int:
     """Run all stages and say where the report is."""
     from pathlib import Path
 
-    from nnunet_anomaly.workflow.demo import Demo
+    from nnunet_anomaly.workflow.demo import KneeDemo
+    from nnunet_anomaly.workflow.demo_brain import BrainDemo
 
-    return Demo(Path(args.output), args.cases, args.test_cases, args.epochs, args.device).run()
+    given = (args.cases, args.test_cases, args.epochs)
+    numbers = (
+        default if number is None else number for number, default in zip(given, DEFAULTS[args.method], strict=True)
+    )
+    cases, test_cases, epochs = numbers
+    demo = {"knee": KneeDemo, "brain": BrainDemo}[args.method]
+    return demo(Path(args.output), cases, test_cases, epochs, args.device).run()

@@ -6,105 +6,29 @@ commands with another ``-c``.
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_anomaly.errors import AnomalyError, InputError
-from nnunet_anomaly.files import find_dataset_folder, load_json, save_json, written_whole
+from nnunet_anomaly.files import load_json, written_whole
+from nnunet_anomaly.workflow.chain import Chain
 
 PLANS = "nnUNetAnomalyTinyPlans"
 GRID = ("32", "80", "80")  # of 3.5 x 1.75 x 1.75 mm: what two cores learn in minutes
 METHODS = {"plain": "plain nnU-Net", "augmentation": "lesion augmentation", "aware": "anomaly-aware"}
 
 
-@dataclass
-class Demo:
-    """All stages, each a list of commands; a stage that is done is not repeated."""
+class KneeDemo(Chain):
+    """Woo's chain on generated knees: G, A, error maps, the segmentation networks, evaluation."""
 
-    folder: Path
-    cases: int
-    test_cases: int
-    epochs: int
-    device: str
-
-    def run(self) -> int:
-        """Run what is not done yet, then write the report.
-
-        Raises:
-            InputError: the folder holds a demo with other options.
-            AnomalyError: a command failed.
-        """
+    def report(self, stages: Mapping[str, Any]) -> Path:
+        """Tables and overlays."""
         from nnunet_anomaly.workflow.demo_report import write_report
 
-        options = {"cases": self.cases, "test_cases": self.test_cases, "epochs": self.epochs}
-        record = self.folder / "demo.json"
-        state: dict[str, Any] = load_json(record) if record.is_file() else {"options": options, "stages": {}}
-        if state["options"] != options:
-            raise InputError(
-                f"{self.folder} holds a demo with {state['options']}. Choose another folder, or remove it."
-            )
-        for stage, commands in self.stages():
-            if stage in state["stages"]:
-                print(f"== {stage}: done before")
-                continue
-            print(f"\n== {stage}", flush=True)
-            start = time.monotonic()
-            for command in commands:
-                self.call(command)
-            state["stages"][stage] = {
-                "seconds": round(time.monotonic() - start, 1),
-                "commands": [shlex.join(command) for command in commands],
-            }
-            save_json(state, record)
-        report = write_report(self.folder, METHODS, state["stages"])
-        print(f"\nAll done in {sum(stage['seconds'] for stage in state['stages'].values()):.0f} s. Look at {report}")
-        return 0
-
-    def path(self, *parts: str) -> str:
-        """Path in the demo's folder."""
-        return str(self.folder.joinpath(*parts))
-
-    def environment(self, command: list[str]) -> dict[str, str]:
-        """nnU-Net's folders inside the demo's; few processes, since the cases are small."""
-        folders = {name: self.path(name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-        for path in folders.values():
-            Path(path).mkdir(parents=True, exist_ok=True)
-        variables = {**os.environ, **folders, "nnUNet_def_n_proc": "2"}
-        if command[0] == "nnUNetv2_train" and self.device == "cpu":
-            variables["nnUNet_n_proc_DA"] = "0"  # the patches are so small that a worker would only be in the way
-        return variables
-
-    def call(self, command: list[str]) -> None:
-        """Print a command and run it; what it prints goes to a log file.
-
-        Raises:
-            AnomalyError: it failed; the end of its log is in the message.
-        """
-        print(f"$ {shlex.join(command)}", flush=True)
-        program = Path(sys.executable).parent / command[0]
-        if not program.is_file():
-            raise InputError(f"{command[0]} is not installed beside {sys.executable}.")
-        log = self.folder / "demo.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a", encoding="utf-8") as handle:
-            handle.write(f"$ {shlex.join(command)}\n")
-            handle.flush()
-            result = subprocess.run(
-                [str(program), *command[1:]], env=self.environment(command), stdout=handle, stderr=subprocess.STDOUT
-            )
-        if result.returncode != 0:
-            end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-            raise AnomalyError(f"'{shlex.join(command)}' gave exit code {result.returncode}. The end of {log}:\n{end}")
+        return write_report(self.folder, METHODS, stages)
 
     def stages(self) -> Iterator[tuple[str, list[list[str]]]]:
-        """Name and commands of every stage; made one by one, since later ones read what earlier ones wrote."""
+        """See ``Chain``."""
         yield (
             "generate knees",
             [
@@ -171,10 +95,6 @@ class Demo:
         command = ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-pl", "nnUNetPlannerAnomalyTiny"]
         return [*command, "-c", *configurations, "-np", "2", "-npfp", "2"]
 
-    def trainer(self, name: str) -> str:
-        """Trainer of the demo's number of epochs."""
-        return f"nnUNetTrainer{name}_{self.epochs}epoch{'s' if self.epochs > 1 else ''}"
-
     def train(self, dataset: str, configuration: str, fold: str, trainer: str) -> list[str]:
         """nnU-Net's training."""
         command = ["nnUNetv2_train", dataset, configuration, fold, "-tr", self.trainer(trainer)]
@@ -217,7 +137,3 @@ class Demo:
         command += ["-pred", self.path("test_with_error_maps"), "--channel", "1", "--names", "error_map"]
         command += ["-m", str(self.raw("102") / "labelsTr"), "--mask-labels", "1", "3"]
         return [*command, "--baseline", self.path("test_with_error_maps"), "-o", self.path("evaluation_anomaly")]
-
-    def raw(self, dataset: str) -> Path:
-        """Raw folder of a dataset."""
-        return find_dataset_folder(self.folder / "nnUNet_raw", dataset)
