@@ -8,9 +8,11 @@ nnU-Net's channel names decide normalisation alone, so that roles have a key of 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.label_maps import LARGEST_LABEL, is_whole_number
 
 KEY = "anomaly"
 IMAGE, ERROR_MAP = "image", "error_map"
@@ -58,6 +60,32 @@ def all_labels(dataset_json: Mapping[str, Any]) -> set[int]:
     for value in dataset_json["labels"].values():
         values.update([value] if isinstance(value, int) else value)
     return values - {0}
+
+
+def labels_by_name(dataset_json: Any, path: Path) -> dict[str, tuple[int, ...]]:
+    """Labels of every structure but the background, one or (a region) several; nnU-Net v1's {"1": "name"} too.
+
+    Args:
+        dataset_json: content of the file.
+        path: the file, for messages.
+
+    Raises:
+        InputError: there are no such labels.
+    """
+    labels = dataset_json.get("labels", {}) if isinstance(dataset_json, Mapping) else None
+    if not isinstance(labels, Mapping):
+        raise InputError(f'{path} has no "labels" as nnU-Net knows them: {{"background": 0, "name": 1, ...}}.')
+    if labels and all(key.isdecimal() and isinstance(name, str) for key, name in labels.items()):
+        labels = {name: int(key) for key, name in labels.items()}
+    found = {}
+    for name, value in labels.items():
+        if name == "background":
+            continue
+        values = tuple(value) if isinstance(value, list) else (value,)
+        if not values or not all(is_whole_number(label) and 1 <= label <= LARGEST_LABEL for label in values):
+            raise InputError(f"{path}: the label of '{name}' is {value!r}; labels are 1 to {LARGEST_LABEL}.")
+        found[name] = values
+    return found
 
 
 def roi_labels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:

@@ -312,8 +312,17 @@ def made_from(paths: Iterable[Path], settings: Any) -> Any:
 
 
 def is_up_to_date(record: Path, source: Any) -> bool:
-    """Whether a JSON record is there and its ``"made_from"`` equals ``source``; a result of something else is stale."""
-    return record.is_file() and load_json(record).get("made_from") == source
+    """Whether a JSON record is there and its ``"made_from"`` equals ``source``; a result of something else is stale.
+
+    So is a record that cannot be read.
+    """
+    if not record.is_file():
+        return False
+    try:
+        content = load_json(record)
+    except InputError:
+        return False
+    return isinstance(content, dict) and content.get("made_from") == source
 
 
 def place(source: Path, target: Path, *, copy: bool) -> None:

@@ -75,14 +75,17 @@ def distance_to_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
 def _whole_numbers(spacing_mm: Sequence[float], shape: Sequence[int]) -> tuple[float, list[float]]:
     """A unit in mm in which voxel sizes are whole numbers, and these; ITK's positions, float32, are exact then.
 
-    The list is empty where there is no such unit.
+    Whole but for a relative 4e-7. The list is empty where there is no such unit.
     """
     finest_mm = min(spacing_mm)
-    denominators = (Fraction(size_mm / finest_mm).limit_denominator(4096).denominator for size_mm in spacing_mm)
-    for unit_mm in (finest_mm / math.lcm(*denominators), 1e-3, 1e-4):
+    units_mm = [1e-3, 1e-4]
+    for largest in (1 << 12, 1 << 13, 1 << 14, 1 << 15):
+        denominators = [Fraction(size_mm / finest_mm).limit_denominator(largest).denominator for size_mm in spacing_mm]
+        units_mm.append(finest_mm / math.lcm(*denominators))
+    for unit_mm in units_mm:
         sizes = [size_mm / unit_mm for size_mm in spacing_mm]
         whole = [float(round(size)) for size in sizes]
-        exact = all(math.isclose(*pair, rel_tol=1e-7) for pair in zip(sizes, whole, strict=True))
+        exact = all(math.isclose(*pair, rel_tol=4e-7) for pair in zip(sizes, whole, strict=True))
         if exact and all(size * voxels < _LARGEST_WHOLE_NUMBER for size, voxels in zip(whole, shape, strict=True)):
             return unit_mm, whole
     return finest_mm, []
@@ -151,7 +154,10 @@ def close_mm(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) ->
 
 def check_spacing(spacing_mm: Any, number_of_axes: int) -> None:
     """Raise a ``GeometryError`` unless there is one positive, finite voxel size per axis."""
-    sizes_mm = np.asarray(spacing_mm, dtype=float)
+    try:
+        sizes_mm = np.asarray(spacing_mm, dtype=float)
+    except (TypeError, ValueError):
+        sizes_mm = np.zeros(0)
     if sizes_mm.shape != (number_of_axes,) or not np.isfinite(sizes_mm).all() or (sizes_mm <= 0).any():
         raise GeometryError(f"spacing_mm is {spacing_mm}; it must be one positive number for {number_of_axes} axes.")
 

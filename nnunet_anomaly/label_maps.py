@@ -66,10 +66,15 @@ def check_pair(reference: np.ndarray, prediction: np.ndarray, spacing_mm: Any = 
 
 
 def check_labels(labels: Iterable[int]) -> None:
-    """Raise a ``LabelError`` for a label that is not in 1 to 65535; 0 is the background."""
-    wrong = [label for label in labels if not 1 <= label <= LARGEST_LABEL]
+    """Raise a ``LabelError`` for a label that is no whole number in 1 to 65535; 0 is the background."""
+    wrong = [label for label in labels if not (is_whole_number(label) and 1 <= label <= LARGEST_LABEL)]
     if wrong:
         raise LabelError(f"{wrong} are not labels of structures; these are 1 to {LARGEST_LABEL}, 0 is the background.")
+
+
+def is_whole_number(value: Any) -> bool:
+    """Whether a value is an integer, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def common_box(reference: np.ndarray, prediction: np.ndarray) -> tuple[slice, ...] | None:

@@ -60,7 +60,8 @@ def keep_components_with_record(
     connectivity: Connectivity = 26,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """``keep_components``, and by label: components and voxels before, and how many of them were removed."""
-    if not (isinstance(min_share_of_largest, int | float) and 0 <= min_share_of_largest <= 1):
+    is_number = isinstance(min_share_of_largest, int | float) and not isinstance(min_share_of_largest, bool)
+    if not (is_number and 0 <= min_share_of_largest <= 1):
         raise SettingsError(f"min_share_of_largest is {min_share_of_largest!r}; it must be a number from 0 to 1.")
     check_labels(() if labels is None else labels)
     check_spacing(spacing_mm, np.ndim(label_map))
@@ -77,14 +78,11 @@ def keep_components_with_record(
         dropped = np.zeros(components.mask.shape, dtype=bool)
         dropped[components.mask] = drop[components.numbers]
         cleaned[dropped] = 0
-    record = {
-        str(label): {
-            "components": int(np.count_nonzero(of_label)),
-            "voxels": int(sizes[of_label].sum()),
-            "removed_components": int(np.count_nonzero(of_label & drop)),
-            "removed_voxels": int(sizes[of_label & drop].sum()),
-        }
-        for label in np.unique(label_of)
-        for of_label in [label_of == label]
+    figures = {
+        "components": np.bincount(label_of),
+        "voxels": np.bincount(label_of, sizes),
+        "removed_components": np.bincount(label_of, drop),
+        "removed_voxels": np.bincount(label_of, sizes * drop),
     }
-    return cleaned, record
+    present = np.unique(label_of)
+    return cleaned, {str(label): {key: int(by[label]) for key, by in figures.items()} for label in present}

@@ -23,7 +23,7 @@ from nnunet_anomaly.files import (
     save_json,
     write_image,
 )
-from nnunet_anomaly.label_maps import files_by_case, read_label_map, spacing_zyx_mm
+from nnunet_anomaly.label_maps import ENDINGS, files_by_case, read_label_map, spacing_zyx_mm
 from nnunet_anomaly.postprocessing.components import keep_components_with_record
 from nnunet_anomaly.postprocessing.symmetric_components import symmetric_components_with_record
 
@@ -51,10 +51,15 @@ def check_steps(steps: Any) -> list[dict[str, Any]]:
     for entry in steps:
         settings = dict(entry)
         name = settings.pop("step", None)
-        if name not in STEPS:
+        if not isinstance(name, str) or name not in STEPS:
             raise SettingsError(f"{name!r} is not a step.{_nearest(str(name), STEPS)}")
         parameters = inspect.signature(STEPS[name]).parameters.values()
-        known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        known = {parameter.name: parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+        missing = [
+            key for key, parameter in known.items() if parameter.default is parameter.empty and key not in settings
+        ]
+        if missing:
+            raise SettingsError(f"{name} needs '{missing[0]}'.")
         for key in settings:
             if key not in known:
                 raise SettingsError(f"'{key}' is not a setting of {name}.{_nearest(key, known)}")
@@ -94,7 +99,8 @@ def postprocess_folder(
 
     Writes the label maps under their names and in their dtype, what was done to each of them to
     ``postprocessing/<case>.json``, the sum over all cases to ``postprocessing.json``, and copies of dataset.json and
-    plans.json where there are any.
+    plans.json where there are any. A case that fails has no label map afterwards, and one that is no longer among the
+    input neither, so that none of an earlier run is taken for it.
 
     Args:
         input_folder: label maps (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``).
@@ -119,6 +125,9 @@ def postprocess_folder(
         (case, (path, output_folder / path.name, output_folder / RECORDS / f"{case}.json", steps))
         for case, path in files.items()
     ]
+    for record in (output_folder / RECORDS).glob("*.json"):
+        if record.stem not in files:
+            _forget(record.stem, output_folder)
     outcome = run_cases(_postprocess_file, work, num_processes, "postprocess")
     finished = [case for case in files if case not in outcome.failed]
     records = [load_json(output_folder / RECORDS / f"{case}.json")["steps"] for case in finished]
@@ -134,15 +143,21 @@ def _postprocess_file(source_file: Path, target: Path, record: Path, steps: list
     source = made_from([source_file], steps)
     if target.is_file() and is_up_to_date(record, source):
         return False
+    _forget(record.stem, target.parent)
     label_map, image = read_label_map(source_file)
     cleaned, records = apply_steps(label_map, spacing_zyx_mm(image), steps)
     result = sitk.GetImageFromArray(cleaned)
     result.CopyInformation(image)
-    # a record that is there while its label map is not yet would be taken for a finished case
-    record.unlink(missing_ok=True)
     write_image(result, target)
     save_json({"made_from": source, "steps": records}, record)
     return True
+
+
+def _forget(case: str, folder: Path) -> None:
+    """Remove what an earlier run made of a case: its record and its label map, the record first."""
+    (folder / RECORDS / f"{case}.json").unlink(missing_ok=True)
+    for ending in ENDINGS:
+        (folder / f"{case}{ending}").unlink(missing_ok=True)
 
 
 def _sum_up(records: Sequence[Sequence[Mapping[str, Any]]], number_of_steps: int) -> list[dict[str, Any]]:

@@ -65,6 +65,8 @@ def symmetric_components_with_record(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """``symmetric_components``, and by label what was relabelled to its twin, and what was removed then."""
     twins = _twins(pairs)
+    if not isinstance(keep_largest, bool):
+        raise SettingsError(f"keep_largest is {keep_largest!r}; it must be true or false.")
     check_spacing(spacing_mm, np.ndim(label_map))
     components = label_components(label_map, connectivity)
     new_labels = components.labels.copy()
@@ -91,10 +93,12 @@ def symmetric_components_with_record(
 
 def _twins(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
     """The twin of every label."""
+    if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise SettingsError(f"pairs is {pairs!r}; it must be pairs of two labels.")
     flat = [label for pair in pairs for label in pair]
-    if not pairs or any(len(pair) != 2 for pair in pairs) or len(set(flat)) < len(flat):
-        raise SettingsError(f"pairs is {list(pairs)}; it must be pairs of two labels, no label twice.")
     check_labels(flat)
+    if len(set(flat)) < len(flat):
+        raise SettingsError(f"pairs is {list(pairs)}; no label may be there twice.")
     return {label: twin for left, right in pairs for label, twin in ((left, right), (right, left))}
 
 

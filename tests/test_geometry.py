@@ -33,7 +33,21 @@ SPACINGS_MM = [
     (3.3, 0.4871, 0.5123),
     (1.2345678, 0.9876543, 1.7),  # in no unit whole numbers
     (0.699999988, 0.364583343267, 0.3125),
+    (1.25, 0.77734399, 0.77734399),
+    (1.25, 0.90820301, 0.90820301),
 ]
+
+
+@pytest.mark.parametrize("spacing_mm", [*SPACINGS_MM[-2:], (0.7, 0.36458, 0.36458), (3.0, 0.937500119, 0.937500119)])
+def test_sizes_as_scanners_have_them_are_measured_by_the_fast_transform(spacing_mm, monkeypatch):
+    def slow(*args, **kwargs):
+        raise AssertionError("scipy's transform was called")
+
+    monkeypatch.setattr(ndimage, "distance_transform_edt", slow)
+    mask = np.zeros((4, 300, 300), bool)
+    mask[0, 0, 0] = True
+    far_mm = np.linalg.norm(np.multiply((3, 299, 299), spacing_mm))
+    assert distance_to_mm(mask, spacing_mm)[-1, -1, -1] == pytest.approx(far_mm, rel=5e-7)
 
 
 @pytest.mark.parametrize("spacing_mm", SPACINGS_MM)

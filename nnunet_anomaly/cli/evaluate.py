@@ -21,6 +21,8 @@ EXAMPLE = (
     "-o evaluation -np 4"
 )
 
+GAP_WIDTH_MM, COLLISION_MM = 7.8, 1.56  # 10 and 2 voxels of Xu's 0.78 mm
+WHOLE_CASE = "(case)"  # in place of a structure, for figures of all structures together
 CASE_COLUMNS = ("method", "case", "structure", "reference_voxels", "prediction_voxels", "empty")
 Row = Mapping[str, Any]
 
@@ -62,15 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gap-width-mm",
         type=float,
-        default=7.8,
         help="with --gaps: a voxel is in a gap when its distances to the two nearest structures of the reference add "
-        "up to less (default: %(default)s)",
+        f"up to less (default: {GAP_WIDTH_MM})",
     )
     parser.add_argument(
         "--collision-mm",
         type=float,
-        default=1.56,
-        help="with --gaps: voxels of two structures collide that are not further apart (default: %(default)s)",
+        help=f"with --gaps: voxels of two structures collide that are not further apart (default: {COLLISION_MM})",
     )
     parser.add_argument("-np", type=int, default=3, help="number of processes (default: 3)")
 
@@ -78,7 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate every case of every method, write the tables and print the means."""
     from nnunet_anomaly.evaluation.cohort import (
-        GAP_DEFINITIONS,
         METRICS,
         comparison_rows,
         save_table,
@@ -90,13 +89,12 @@ def run(args: argparse.Namespace) -> int:
         add_missing,
         collect_rows,
         evaluate_file,
-        gap_summaries,
         name_methods,
         record_path,
     )
 
     for option in ("nsd_tolerance_mm", "gap_width_mm", "collision_mm"):
-        if not 0 <= (value := getattr(args, option)) < math.inf:
+        if (value := getattr(args, option)) is not None and not 0 <= value < math.inf:
             raise InputError(f"--{option.replace('_', '-')} is {value}; it must be finite and cannot be negative.")
     references = files_by_case(args.ref)
     methods = name_methods(args.pred, args.names)
@@ -113,19 +111,21 @@ def run(args: argparse.Namespace) -> int:
     outcome = run_cases(evaluate_file, cases, args.np, "evaluate")
     add_missing(outcome, references, predictions, methods)
     rows, gap_rows = collect_rows(references, methods, outcome, args.o, measures)
-    metrics = (*METRICS, *(GAP_DEFINITIONS if measures.gaps else ()))
+    metrics = (*METRICS, "gap_dsc") if measures.gaps else METRICS
     summaries, comparisons = summary_rows(rows, metrics), comparison_rows(rows, metrics)
+    by_case = [{**row, "structure": WHOLE_CASE} for row in gap_rows]
+    gap_summaries, gap_comparisons = summary_rows(by_case, GAP_FIGURES), comparison_rows(by_case, GAP_FIGURES)
     settings = {key: value for key, value in measures.settings().items() if key != "known"}
     extra = {method: sorted(set(files) - set(references)) for method, files in predictions.items()}
     summary = {
         "settings": settings | {"reference": str(args.ref)},
         "methods": {name: str(folder) for name, folder in methods.items()},
         "results": nested(summaries),
-        **({"gaps": gap_summaries(gap_rows)} if measures.gaps else {}),
+        **({"gaps": {method: by[WHOLE_CASE] for method, by in nested(gap_summaries).items()}} if measures.gaps else {}),
         "failed": outcome.failed,
         "predictions_without_reference": extra,
     }
-    _save(args.o, rows, summaries, comparisons, summary, metrics)
+    _save(args.o, rows, [*summaries, *gap_summaries], [*comparisons, *gap_comparisons], summary, metrics)
     if measures.gaps:
         save_table(gap_rows, args.o / "gaps.csv", ("method", "case", *GAP_FIGURES))
     else:
@@ -151,7 +151,15 @@ def _measures(args: argparse.Namespace) -> Measures:
     from nnunet_anomaly.workflow.evaluate import Gaps, Measures
 
     structures, known = _find_structures(args)
-    gaps = Gaps(args.gap_width_mm, args.collision_mm) if args.gaps else None
+    gaps = (
+        Gaps(_or_else(args.gap_width_mm, GAP_WIDTH_MM), _or_else(args.collision_mm, COLLISION_MM))
+        if args.gaps
+        else None
+    )
+    if not gaps and (args.gap_width_mm is not None or args.collision_mm is not None):
+        raise InputError("--gap-width-mm and --collision-mm are of --gaps, which is not given.")
+    if gaps and structures and len(structures) < 2:
+        raise InputError("--gaps: there are no gaps with fewer than two structures.")
     regions = [name for name, labels in (structures or {}).items() if len(labels) > 1]
     if gaps and regions:
         raise InputError(
@@ -160,20 +168,23 @@ def _measures(args: argparse.Namespace) -> Measures:
     return Measures(structures, known, args.nsd_tolerance_mm, gaps)
 
 
+def _or_else(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
 def _find_structures(args: argparse.Namespace) -> tuple[Structures | None, frozenset[int] | None]:
     """Structures to evaluate, and the labels that a file may hold; None where nothing says so.
 
     Raises:
-        InputError: a name without a dataset.json that has it, or a dataset.json with an ignore label and no ``-l``.
+        InputError: a name without a dataset.json that has it, a dataset.json with an ignore label and no ``-l``, or one
+            whose labels are none.
     """
+    from nnunet_anomaly.dataset_roles import labels_by_name
+
     folders = (*args.pred, args.ref, args.ref.resolve().parent)
     found = [folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()]
     path = args.dataset_json or next(iter(found), None)
-    by_name = {
-        name: tuple(value) if isinstance(value, list) else (int(value),)
-        for name, value in (load_json(path).get("labels", {}) if path else {}).items()
-        if name != "background"
-    }
+    by_name = labels_by_name(load_json(path), path) if path else {}
     if args.labels:
         return dict(_chosen(label, by_name) for label in args.labels), None
     if "ignore" in by_name:
@@ -209,11 +220,14 @@ def _save(
 ) -> None:
     from nnunet_anomaly.evaluation.cohort import DEFINITIONS, GAP_DEFINITIONS, json_safe, save_table
 
-    found = DEFINITIONS | GAP_DEFINITIONS
-    definitions = {name: found[name] for name in metrics} | {
-        "sd": "standard deviation over cases (n - 1)",
-        "n_undefined": "cases left out",
-    }
+    definitions = (
+        DEFINITIONS
+        | (GAP_DEFINITIONS if "gap_dsc" in metrics else {})
+        | {
+            "sd": "standard deviation over cases (n - 1)",
+            "n_undefined": "cases left out",
+        }
+    )
     save_table(rows, output / "cases.csv", (*CASE_COLUMNS, *metrics))
     save_table(summaries, output / "summary.csv")
     save_json(json_safe({"version": __version__, "definitions": definitions, **summary}), output / "summary.json")

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
@@ -125,8 +124,9 @@ def _holes(mask: np.ndarray) -> np.ndarray:
     if flat.ndim < 2:
         return np.zeros_like(mask)
     padded = np.pad(~flat, 1, constant_values=True)
-    background = cc3d.connected_components(padded, connectivity=6 if flat.ndim == 3 else 4, binary_image=True)
-    enclosed = padded & (background != background.flat[0])
+    background = label_components(padded, connectivity=6)
+    enclosed = padded.copy()
+    enclosed[padded] = background.numbers != background.numbers[0]  # the corner is outside
     return enclosed[(slice(1, -1),) * flat.ndim].reshape(mask.shape)
 
 

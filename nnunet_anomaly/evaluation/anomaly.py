@@ -120,8 +120,8 @@ def checked(
     scores = np.asarray(scores)
     if scores.dtype.kind not in "iuf":
         raise InputError(f"Anomaly scores of type {scores.dtype} are not numbers.")
-    lesion = _as_mask(truth, "lesion mask", scores.shape)
-    return scores, lesion, None if mask is None else _as_mask(mask, "mask", scores.shape)
+    lesion = as_mask(truth, "lesion mask", scores.shape)
+    return scores, lesion, None if mask is None else as_mask(mask, "mask", scores.shape)
 
 
 def merge_lesion_scores(cases: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -286,7 +286,7 @@ def standardised_intensity(image: np.ndarray, mask: np.ndarray | None = None) ->
         LabelError: a mask that is neither bool nor integers.
     """
     image = np.asarray(image, dtype=np.float64)
-    inside = image.ravel() if mask is None else image[_as_mask(mask, "mask", image.shape)]
+    inside = image.ravel() if mask is None else image[as_mask(mask, "mask", image.shape)]
     if not np.isfinite(inside).all():
         raise InputError("The image holds NaN or infinity where it is evaluated.")
     if not inside.size or inside.max() == inside.min():
@@ -294,7 +294,13 @@ def standardised_intensity(image: np.ndarray, mask: np.ndarray | None = None) ->
     return (image - inside.mean()) / inside.std()
 
 
-def _as_mask(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def as_mask(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A lesion mask or a mask as bool, not 0 is inside.
+
+    Raises:
+        GeometryError: it has not this shape.
+        LabelError: neither bool nor integers.
+    """
     array = np.asarray(array)
     if array.shape != shape:
         raise GeometryError(f"The {name} has shape {array.shape}, the image {shape}; both must lie on the same grid.")

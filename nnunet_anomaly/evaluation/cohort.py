@@ -41,6 +41,10 @@ GAP_DEFINITIONS = {
     "gap_dsc": "Dice inside the gap region of the reference, voxels whose distances to its two nearest structures add "
     "up to less than the gap width (Xu 2022); not applicable where neither label map has the structure there, 0 where "
     "one has",
+    "gap_voxels": "voxels of the gap region of the reference",
+    "gap_dsc_mean": "mean of gap_dsc over the structures to which it applies",
+    "gap_dsc_pooled": "Dice inside the gap region, voxels of all structures counted together",
+    "collision_voxels": "voxels of the prediction whose centre is within the collision distance of another structure's",
 }
 
 

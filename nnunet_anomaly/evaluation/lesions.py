@@ -15,6 +15,7 @@ import numpy as np
 from numpy.polynomial import Polynomial
 
 from nnunet_anomaly.connected_components import Connectivity, label_components
+from nnunet_anomaly.evaluation.anomaly import as_mask
 from nnunet_anomaly.label_maps import check_spacing
 
 # false positives a case at which the sensitivity is read off a FROC curve, as the LUNA16 challenge does
@@ -55,14 +56,15 @@ def find_lesions(
         connectivity: 6, 18 or 26.
 
     Raises:
-        GeometryError: the spacing is not one positive number per axis.
+        GeometryError: shapes differ, or the spacing is not one positive number per axis.
+        LabelError: a mask that is neither bool nor integers, or not 2-D or 3-D.
         SettingsError: another connectivity.
     """
     check_spacing(spacing_mm, np.ndim(truth))
-    components = label_components(np.asarray(truth) != 0, connectivity)
+    components = label_components(as_mask(truth, "lesion mask", np.shape(truth)), connectivity)
     numbers = components.numbers
     if mask is not None:
-        numbers = numbers[(np.asarray(mask) != 0)[components.mask]]
+        numbers = numbers[as_mask(mask, "mask", np.shape(truth))[components.mask]]
     inside, numbers, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
     n_outside = components.sizes_voxels.size - inside.size
     return Lesions(numbers.astype(np.int64), sizes, sizes * math.prod(map(float, spacing_mm)), int(n_outside))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from nnunet_anomaly.evaluation.anomaly import checked
+
 
 def slice_scores(
     scores: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None, axis: int = 0
@@ -22,14 +24,19 @@ def slice_scores(
 
     Returns:
         float64 scores and bool, of the slices that have a score, in their order.
+
+    Raises:
+        GeometryError: shapes differ.
+        InputError: scores that are not numbers.
+        LabelError: a mask that is neither bool nor integers.
     """
+    scores, lesion, mask = checked(scores, truth, mask)
     if scores.ndim == 2:
-        scores, truth, mask, axis = scores[None], truth[None], None if mask is None else mask[None], 0
+        scores, lesion, mask, axis = scores[None], lesion[None], None if mask is None else mask[None], 0
     within = tuple(other for other in range(scores.ndim) if other != axis)
-    abnormal = (truth != 0).any(axis=within)
+    abnormal = np.asarray(lesion.any(axis=within))
     if mask is None:
         return scores.mean(axis=within, dtype=np.float64), abnormal
-    inside = mask != 0
-    voxels = inside.sum(axis=within)
-    sums = np.where(inside, scores, 0).sum(axis=within, dtype=np.float64)
+    voxels = mask.sum(axis=within)
+    sums = np.where(mask, scores, 0).sum(axis=within, dtype=np.float64)
     return sums[voxels > 0] / voxels[voxels > 0], abnormal[voxels > 0]

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
+from nnunet_anomaly.connected_components import label_components
 from nnunet_anomaly.errors import LabelError
 from nnunet_anomaly.geometry import close_mm
 from nnunet_anomaly.phantoms import brain
@@ -195,10 +195,10 @@ def brain_mask(tissues: np.ndarray, spacing_mm: Sequence[float], subdivisions: i
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
     """The mask without parts that have less than 2 % of the largest one's voxels."""
-    parts = cc3d.connected_components(mask, connectivity=26)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return (sizes >= max(0.02 * sizes.max(), 1))[parts]
+    parts = label_components(mask)
+    large = np.zeros(mask.shape, dtype=bool)
+    large[mask] = (parts.sizes_voxels >= 0.02 * parts.sizes_voxels.max(initial=0))[parts.numbers]
+    return large
 
 
 def paint_tissues(

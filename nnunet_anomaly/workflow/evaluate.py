@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_anomaly.errors import InputError, LabelError
-from nnunet_anomaly.evaluation.cohort import absent_structure, json_safe, structure_metrics, summarise
+from nnunet_anomaly.evaluation.cohort import absent_structure, json_safe, structure_metrics
 from nnunet_anomaly.evaluation.gap import gap_dice
 from nnunet_anomaly.evaluation.overlap import overlap_counts
 from nnunet_anomaly.files import Outcome, is_up_to_date, load_json, made_from, save_json
@@ -161,13 +161,3 @@ def collect_rows(
 
 def _with_nan(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {key: math.nan if value is None else value for key, value in figures.items()}
-
-
-def gap_summaries(gap_rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean, SD and median of the figures of gaps, by method."""
-    return {
-        method: {
-            name: asdict(summarise(row[name] for row in gap_rows if row["method"] == method)) for name in GAP_FIGURES
-        }
-        for method in dict.fromkeys(row["method"] for row in gap_rows)
-    }

@@ -210,6 +210,21 @@ def test_names_and_regions_of_dataset_json(folders):
     assert list(read_json(folders / "out/summary.json")["results"]["plain"]) == ["second", "1"]
 
 
+def test_names_of_nnunet_v1_are_understood(folders):
+    dataset_json(folders / "plain", {"0": "background", "1": "first", "2": "second"})
+    assert evaluate(folders, pred=("plain",)) == 0
+    assert list(read_json(folders / "out/summary.json")["results"]["plain"]) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "labels", [["a", "b"], {"background": 0, "a": [0, 1]}, {"a": 1.0}, {"a": -2}, {"a": "one"}, {"a": True}, {"a": []}]
+)
+def test_a_dataset_json_without_labels_is_named(folders, labels, capsys):
+    dataset_json(folders / "plain", labels)
+    assert evaluate(folders, pred=("plain",)) == 2
+    assert "dataset.json" in capsys.readouterr().err
+
+
 def test_a_label_that_dataset_json_does_not_have(folders):
     dataset_json(folders, {"background": 0, "first": 1, "second": 2})
     stray = blocks()
@@ -244,6 +259,8 @@ def test_a_label_that_no_reference_has_is_shown_with_its_empty_reference(folders
         (("--nsd-tolerance-mm", "inf"), "finite"),
         (("--gaps", "--gap-width-mm", "nan"), "--gap-width-mm"),
         (("--gaps", "--collision-mm", "-1"), "--collision-mm"),
+        (("--collision-mm", "1"), "--gaps, which is not given"),
+        (("--gaps", "-l", "1"), "fewer than two structures"),
         (("--names", "one"), "--names must give 2"),
         (("--names", "one", "one"), "--names must give 2"),
         (("--names", "one", "a/b"), "'a/b'"),
@@ -296,9 +313,27 @@ def test_gaps_and_collisions(folders, capsys):
     assert summary["results"]["near"]["1"]["gap_dsc"]["n"] == 5 and "gap_dsc" in summary["definitions"]
     assert {row["metric"] for row in read_csv(folders / "out/comparison.csv")} > {"gap_dsc"}
     assert "Most collisions" in capsys.readouterr().out
+    whole = {row["metric"] for row in read_csv(folders / "out/comparison.csv") if row["structure"] == "(case)"}
+    assert whole == {"gap_voxels", "gap_dsc_mean", "gap_dsc_pooled", "collision_voxels"} <= set(summary["definitions"])
+    # other widths are measured anew
+    assert evaluate(folders, "--gaps", "--gap-width-mm", "2", "--collision-mm", "1.1", pred=("near",)) == 0
+    again = {row["case"]: row for row in read_csv(folders / "out/gaps.csv")}
+    assert int(again["case_0"]["gap_voxels"]) < int(cases["near", "case_0"]["gap_voxels"])
+    assert int(again["case_0"]["collision_voxels"]) > int(cases["near", "case_0"]["collision_voxels"])
     # without --gaps nothing of it is left
     assert evaluate(folders, pred=("near",)) == 0
     assert "gap_dsc" not in read_csv(folders / "out/cases.csv")[0] and not (folders / "out/gaps.csv").exists()
+
+
+def test_only_structures_that_are_evaluated_have_gaps(folders):
+    crowded = blocks()
+    crowded[1:5, 9:11, 3:9] = 3
+    for name in ("ref", "near"):
+        write(crowded, folders / name / "case_0.nii.gz")
+    for labels, expected in (("12", False), ("123", True)):
+        assert evaluate(folders, "--gaps", "--collision-mm", "0.6", "-l", *labels, pred=("near",)) == 1
+        (row,) = read_csv(folders / "out/gaps.csv")
+        assert (int(row["collision_voxels"]) > 0) == expected
 
 
 def test_gaps_of_structures_that_are_far_apart_or_missing(folders):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from nnunet_anomaly.errors import GeometryError
+from nnunet_anomaly.errors import GeometryError, LabelError
 from nnunet_anomaly.evaluation.anomaly import split_scores
 from nnunet_anomaly.evaluation.lesions import (
     false_positive_components,
@@ -67,6 +67,13 @@ def test_a_lesion_that_the_mask_cuts_in_two_is_one():
     assert found_shares(np.zeros(0), empty, [0.5]).shape == (0, 1)
     with pytest.raises(GeometryError):
         find_lesions(truth, (1, 1))
+    with pytest.raises(GeometryError):
+        find_lesions(truth, (1, 1, 1), mask[..., 1:])
+    for wrong in (np.full((1, 1, 9), np.nan), np.ones((1, 1, 9)), mask.astype(object)):
+        with pytest.raises(LabelError):
+            find_lesions(wrong, (1, 1, 1))
+        with pytest.raises(LabelError):
+            find_lesions(truth, (1, 1, 1), wrong)
 
 
 def test_hit_by_any_voxel_or_by_a_share():

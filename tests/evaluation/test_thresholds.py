@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.evaluation.anomaly import best_dice, count_healthy, detection_curve
 from nnunet_anomaly.evaluation.slices import slice_scores
 from nnunet_anomaly.evaluation.thresholds import check_lesions, greedy_levels, greedy_threshold
@@ -93,4 +93,9 @@ def test_slice_scores_as_by_a_loop(axis, masked):
 def test_a_plane_image_is_one_slice():
     found, abnormal = slice_scores(np.array([[1.0, 3.0]]), np.array([[0, 1]]), np.array([[1, 0]]))
     assert (found.tolist(), abnormal.tolist()) == ([1], [True])
-    assert slice_scores(np.ones((2, 2)), np.zeros((2, 2)), np.zeros((2, 2)))[0].size == 0
+    nothing = np.zeros((2, 2), np.uint8)
+    assert slice_scores(np.ones((2, 2)), nothing, nothing)[0].size == 0
+    with pytest.raises(LabelError):
+        slice_scores(np.ones((2, 2)), np.full((2, 2), np.nan))
+    with pytest.raises(GeometryError):
+        slice_scores(np.ones((2, 2)), nothing, np.zeros((2, 3), bool))

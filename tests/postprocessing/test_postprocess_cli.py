@@ -183,6 +183,27 @@ def test_bad_cases_are_named_and_the_others_go_on(folder, capsys):
     assert set(json.loads((folder / "out/postprocessing.json").read_text())["failed"]) == {"case_1", "case_2"}
 
 
+def test_nothing_of_an_earlier_run_is_taken_for_a_case_that_failed_or_is_gone(folder, capsys):
+    assert postprocess(folder) == 0
+    (folder / "in/case_1.nii.gz").write_bytes(b"no image")
+    (folder / "in/case_2.nii.gz").unlink()
+    (folder / "out/other.nii.gz").write_bytes(b"of someone else")
+    assert postprocess(folder) == 1
+    kept = ["case_0.nii.gz", "case_3.nii.gz", "other.nii.gz"]
+    assert sorted(path.name for path in (folder / "out").glob("*.nii.gz")) == kept
+    assert sorted(path.stem for path in (folder / "out/postprocessing").glob("*")) == ["case_0", "case_3"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "null"])
+def test_a_record_that_is_none_is_written_anew(folder, content, capsys):
+    assert postprocess(folder) == 0
+    record = folder / "out/postprocessing/case_1.json"
+    whole = record.read_text()
+    record.write_text(content)
+    assert postprocess(folder) == 0
+    assert record.read_text() == whole and "1 done, 3 were there already" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -196,6 +217,13 @@ def test_bad_cases_are_named_and_the_others_go_on(folder, capsys):
         ([{"step": "keep_components", "connectivity": 8}], "connectivity"),
         ([{"step": "keep_components", "labels": 3}], "keep_components"),
         ([{"step": "keep_components", "labels": [0]}], "background"),
+        ([{"step": ["keep_components"]}], "is not a step"),
+        ([{"step": "keep_components", "labels": [1.5]}], "1.5"),
+        ([{"step": "keep_components", "min_share_of_largest": True}], "min_share_of_largest"),
+        ([{"step": "symmetric_components"}], "needs 'pairs'"),
+        ([{"step": "symmetric_components", "pairs": [[1.0, 2]]}], "1.0"),
+        ([{"step": "symmetric_components", "pairs": [1, 2]}], "pairs of two"),
+        ([{"step": "symmetric_components", "pairs": [[1, 2]], "keep_largest": "no"}], "keep_largest"),
     ],
 )
 def test_wrong_steps_are_found_before_the_work(steps, message):
