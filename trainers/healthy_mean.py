@@ -14,7 +14,7 @@ from nnunet_anomaly.trainers.vae import nnUNetTrainerVAE
 
 
 class nnUNetTrainerHealthyMean(nnUNetTrainerVAE):
-    """One epoch over the training volumes; the error map is a tenth of the z-score (``3d_whole`` or ``2d_whole``).
+    """One epoch of nnU-Net's random draws; the error map is a tenth of the z-score (``3d_whole`` or ``2d_whole``).
 
     In 2-D it is one mean of all slices, which tells little: it is there for comparison.
     """

@@ -88,6 +88,11 @@ class nnUNetTrainerVAE(ReconstructionTrainer):
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
+    def _set_batch_size_and_oversample(self) -> None:
+        """No sample is moved to have the brain in it: nnU-Net would centre it at a voxel and cut the rest off."""
+        self.oversample_foreground_percent = 0.0
+        super()._set_batch_size_and_oversample()
+
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
         """Nothing is rotated or scaled, so that what is loaded is what the network takes."""
         rotation, dummy_2d, _, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()

@@ -25,6 +25,7 @@ from nnunet_anomaly.phantoms.fields import rician_noise, spline_field
 _TISSUES = {
     "air": (0.0, 0.0, 0.0),
     "fluid": (0.20, 1.00, 0.12),
+    "ventricle": (0.20, 1.00, 0.12),
     "cortex": (0.62, 0.58, 0.60),
     "white": (1.00, 0.40, 0.45),
     "thalamus": (0.80, 0.50, 0.53),
@@ -62,7 +63,8 @@ _VESSELS = (30, 62, 502)
 _CODES: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
         "air": (0, brain.INNER_AIR),
-        "fluid": (brain.CSF, brain.THIRD_VENTRICLE, brain.FOURTH_VENTRICLE, *brain.LATERAL_VENTRICLE, 5, 44, 72, 257),
+        "fluid": (brain.CSF, 257),
+        "ventricle": (brain.THIRD_VENTRICLE, brain.FOURTH_VENTRICLE, *brain.LATERAL_VENTRICLE, 5, 44, 72),
         "cortex": brain.CORTEX,
         "white": (*brain.WHITE, 85, 251, 252, 253, 254, 255),
         "thalamus": (*brain.THALAMUS, *brain.VENTRAL_DC),
@@ -84,7 +86,6 @@ _CODES: Mapping[str, tuple[int, ...]] = MappingProxyType(
     }
 )
 
-# what a brain mask is made of, before its gaps are closed
 BRAIN_TISSUES = (
     "cortex",
     "white",
@@ -181,16 +182,17 @@ def tissue_share(tissues: np.ndarray, names: Sequence[str], subdivisions: int = 
 
 
 def brain_mask(tissues: np.ndarray, spacing_mm: Sequence[float], subdivisions: int = 1) -> np.ndarray:
-    """Brain with its sulci and ventricles (bool), as skull stripping gives it; specks that lie apart are left out.
+    """Brain with its ventricles and sulci (bool), as skull stripping gives it; specks that lie apart are left out.
 
     Args:
         tissues: see ``tissue_map``.
         spacing_mm: voxel size of the result.
         subdivisions: ``tissues`` has that many voxels per voxel of the result along every axis.
     """
-    tissue = _without_specks(tissue_share(tissues, BRAIN_TISSUES, subdivisions) >= 0.5)
+    brain_and_ventricles = ("ventricle", *BRAIN_TISSUES)
+    tissue = _without_specks(tissue_share(tissues, brain_and_ventricles, subdivisions) >= 0.5)
     closed = ndimage.binary_fill_holes(close_mm(tissue, CLOSING_MM, spacing_mm))
-    return closed & (tissue | (tissue_share(tissues, ("fluid", *BRAIN_TISSUES), subdivisions) >= 0.5))
+    return closed & (tissue | (tissue_share(tissues, ("fluid", *brain_and_ventricles), subdivisions) >= 0.5))
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:

@@ -200,6 +200,22 @@ def test_block_mean_is_the_mean_of_blocks(subdivisions, seed):
     np.testing.assert_allclose(block_mean(values, subdivisions), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ventricles_are_in_the_brain_mask(seed):
+    _, labels = head(seed)
+    mask = brain_mask(tissue_map(labels), SPACING_MM)
+    for codes in (brain.LATERAL_VENTRICLE, (brain.THIRD_VENTRICLE,), (brain.FOURTH_VENTRICLE,)):
+        ventricle = np.isin(labels, codes)
+        assert ventricle.any() and mask[ventricle].all()
+
+
+def test_ventricles_that_open_wide_are_in_the_brain_mask():
+    """Not even a closing of 4 mm and filled holes would take in this one."""
+    labels = np.full((40, 40, 40), brain.CORTEX.left, np.uint16)
+    labels[:, 15:25, 15:25] = brain.LATERAL_VENTRICLE.left
+    assert brain_mask(tissue_map(labels), (1.0, 1.0, 1.0)).all()
+
+
 def test_a_brain_mask_ends_where_the_spinal_cord_begins():
     labels = np.full((40, 9, 9), brain.BRAIN_STEM, dtype=np.uint16)
     labels[20:] = 512  # the cord in SynthSeg's training maps
