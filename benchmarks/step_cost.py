@@ -15,51 +15,7 @@ import time
 from typing import Any
 
 import torch
-
-from nnunet_anomaly.settings import AnomalySettings
-
-
-def plans_for(patch: list[int], features: int) -> dict[str, Any]:
-    """Plans of a 3-D configuration with five stages, one image and one error channel."""
-    stages = 5
-    kwargs = {
-        "n_stages": stages,
-        "features_per_stage": [min(features * 2**stage, 320) for stage in range(stages)],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    configuration = {
-        "data_identifier": "none",
-        "batch_size": 2,
-        "patch_size": patch,
-        "spacing": [1.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreNormalization", "NoNormalization"],
-        "use_mask_for_norm": [False, False],
-        "batch_dice": False,
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": kwargs,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-    }
-    return {
-        "dataset_name": "Dataset999_StepCost",
-        "plans_name": "stepCost",
-        "configurations": {"3d_fullres": configuration},
-        "label_manager": "LabelManager",
-        "anomaly": AnomalySettings().with_values({"roi.labels": [1]}).to_dict(),
-        "continue_training": False,
-    }
+from plans import plans_of
 
 
 def make_trainer(cls: type, args: argparse.Namespace, folder: str) -> Any:
@@ -74,7 +30,10 @@ def make_trainer(cls: type, args: argparse.Namespace, folder: str) -> Any:
         "file_ending": ".nii.gz",
         "anomaly": {"channel_roles": {"1": "error_map"}},
     }
-    trainer = cls(plans_for(args.patch, args.features), "3d_fullres", 0, dataset, torch.device(args.device))
+    features = [min(args.features * 2**stage, 320) for stage in range(5)]
+    schemes = ("ZScoreNormalization", "NoNormalization")
+    plans = plans_of("3d_fullres", args.patch, 2, features, normalization=schemes)
+    trainer = cls(plans, "3d_fullres", 0, dataset, torch.device(args.device))
     # the last line of nnU-Net's initialize() looks for preprocessed files, which a step does not need
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as module
 

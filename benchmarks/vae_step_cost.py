@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from plans import plans_of
 
 CASES = 64
 
@@ -28,8 +29,8 @@ def write_dataset(folder: Path, voxels: int) -> None:
     """Preprocessed volumes of a ball of noise, and the files that nnU-Net's trainer reads beside them."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-    preprocessed = folder / "Dataset999_VAE"
-    data_folder = preprocessed / "whole"
+    preprocessed = folder / "Dataset999_Benchmark"
+    data_folder = preprocessed / "data"
     data_folder.mkdir(parents=True)
     rng, names = np.random.default_rng(0), [f"case_{number:03d}" for number in range(CASES)]
     grid = np.indices([voxels] * 3) - voxels / 2
@@ -41,53 +42,6 @@ def write_dataset(folder: Path, voxels: int) -> None:
     splits = [{"train": names[8:], "val": names[:8]}]
     (preprocessed / "splits_final.json").write_text(json.dumps(splits))
     (preprocessed / "dataset_fingerprint.json").write_text("{}")
-
-
-def plans_for(voxels: int, batch_size: int) -> dict[str, Any]:
-    """Plans as ``nnUNetPlannerWholeVolume`` writes them."""
-    from nnunet_anomaly.planners.whole_volume import nnUNetPlannerWholeVolume as Planner
-    from nnunet_anomaly.settings import AnomalySettings
-
-    stages = Planner.stages
-    kwargs = {
-        "n_stages": stages,
-        "features_per_stage": [min(Planner.base_features * 2**stage, 256) for stage in range(stages)],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[2, 2, 2]] * stages,
-        "n_conv_per_stage": [1] * stages,
-        "n_conv_per_stage_decoder": [1] * stages,
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.batchnorm.BatchNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    configuration = {
-        "data_identifier": "whole",
-        "batch_size": batch_size,
-        "patch_size": [voxels] * 3,
-        "spacing": [1.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreClipped01Normalization"],
-        "use_mask_for_norm": [True],
-        "batch_dice": False,
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": kwargs,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-    }
-    return {
-        "dataset_name": "Dataset999_VAE",
-        "plans_name": "vaeStepCost",
-        "configurations": {"3d_whole": configuration},
-        "label_manager": "LabelManager",
-        "transpose_forward": [0, 1, 2],
-        "anomaly": AnomalySettings().with_values({"roi.labels": [1]}).to_dict(),
-        "continue_training": False,
-    }
 
 
 def bare_step(trainer: Any, data: torch.Tensor) -> None:
@@ -113,10 +67,23 @@ def main() -> None:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             os.environ[variable] = name
         write_dataset(Path(name), args.voxels)
+        from nnunet_anomaly.planners.whole_volume import nnUNetPlannerWholeVolume, stages_of
         from nnunet_anomaly.trainers.vae import nnUNetTrainerVAECubeNoise
 
         dataset = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "brain": 1}, "file_ending": ".nii.gz"}
-        plans = plans_for(args.voxels, args.batch)
+        stages = stages_of(args.voxels)
+        features = [min(nnUNetPlannerWholeVolume.base_features * 2**stage, 256) for stage in range(stages)]
+        plans = plans_of(
+            "3d_whole",
+            [args.voxels] * 3,
+            args.batch,
+            features,
+            normalization=["ZScoreClipped01Normalization"],
+            use_mask=True,
+            first_stride=2,
+            convolutions=1,
+            norm="batchnorm.BatchNorm3d",
+        )
         trainer = nnUNetTrainerVAECubeNoise(plans, "3d_whole", 0, dataset, torch.device(args.device))
         trainer.initialize()
         trainer.network.train()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,17 @@ from nnunet_anomaly.planners.anomaly import WHOLE_SUFFIX, nnUNetPlannerAnomaly
 from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
 from nnunet_anomaly.settings import AnomalySettings
 
-SMALLEST_BATCH = 2
-_VARIANT = re.compile(r"nnUNetPlannerWholeVolume_([1-9]\d*)voxels")
+SMALLEST_BATCH, BATCH_BY_MEMORY = 2, 8
+STEP = 16  # of sizes
+_VARIANT = re.compile(r"nnUNetPlannerWholeVolume_(?:([1-9]\d*)voxels|byMemory)")
+
+
+def stages_of(size: int) -> int:
+    """Halvings of so many voxels that leave 4 or more, and no half ones."""
+    stages = 0
+    while size % 2 ** (stages + 1) == 0 and size // 2 ** (stages + 1) >= 4:
+        stages += 1
+    return stages
 
 
 class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
@@ -27,12 +38,13 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
     of all, and a twentieth more, fills ``voxels`` along every axis, and zero-padded to that size. The voxels are not
     cubes: as in the paper each axis is scaled by itself. The 2-D twin takes the slices of the very same volumes
     along nnU-Net's first axis, which are axial ones where voxels are cubes or thickest from feet to head.
-    Another size by the planner's name, in steps of 16: ``nnUNetPlannerWholeVolume_96voxels``.
+    Another size by the planner's name, in steps of 16: ``nnUNetPlannerWholeVolume_96voxels``, or
+    ``nnUNetPlannerWholeVolume_byMemory`` for the largest at which nnU-Net's memory target holds a batch of 8.
+    Stages, length of the code and batch size follow from the size.
     """
 
-    voxels = 64
+    voxels: int | None = 64  # None: by memory
     room = 1.05
-    stages = 4
     base_features = 32
 
     def __init__(self, *args: Any, plans_name: str = "nnUNetWholeVolumePlans", **kwargs: Any):
@@ -41,8 +53,8 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
     def add_configurations(self, plans: dict[str, Any]) -> None:
         """Add ``3d_whole`` and ``2d_whole``, beside the configurations for U-Nets."""
         super().add_configurations(plans)
-        size = [self.voxels] * 3
-        spacing_mm = self.largest_extent_mm(plans["transpose_forward"]) * self.room / self.voxels
+        size = [self.size] * 3
+        spacing_mm = self.largest_extent_mm(plans["transpose_forward"]) * self.room / self.size
         identifier = self.generate_data_identifier("3d" + WHOLE_SUFFIX)
         base = self.get_plans_for_configuration(spacing_mm, np.array(size), identifier, 1e9, {})
         base["normalization_schemes"] = [ZScoreClipped01Normalization.__name__] * len(base["normalization_schemes"])
@@ -57,6 +69,31 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
         """Largest extent of all training images within their non-zero box, along every (transposed) axis."""
         shapes, spacings_mm = (np.array(self.dataset_fingerprint[key]) for key in ("shapes_after_crop", "spacings"))
         return (shapes * spacings_mm).max(axis=0)[transpose_forward]
+
+    @cached_property
+    def size(self) -> int:
+        """Voxels along every axis: as the planner's name says, else by memory, but never more than the data have."""
+        if self.voxels is not None:
+            return self.voxels
+        most = (np.array(self.dataset_fingerprint["shapes_after_crop"]) * self.room).max()
+        size = max(STEP, STEP * math.ceil(most / STEP))
+        while size > STEP and self.memory_gb(size, BATCH_BY_MEMORY) > self.UNet_vram_target_GB:
+            size -= STEP
+        return size
+
+    @cached_property
+    def stages(self) -> int:
+        """As many halvings as leave 4 voxels or more along every axis (the paper's four at 64 voxels)."""
+        return stages_of(self.size)
+
+    def latent_size(self, paper: int, dimension: int) -> int:
+        """The paper's, but at most a quarter of the numbers that it stands for: the code is to be narrow."""
+        return max(1, min(paper, self.deepest_numbers(self.size, dimension) // 4))
+
+    def deepest_numbers(self, size: int, dimension: int) -> int:
+        """Numbers in the deepest feature maps of one image."""
+        stages = stages_of(size)
+        return min(self.base_features * 2 ** (stages - 1), 256) * (size // 2**stages) ** dimension
 
     def architecture(self, stock: dict[str, Any], dimension: int) -> dict[str, Any]:
         """nnU-Net's description of a network, for the VAE: each stage halves; its batches are fit for BatchNorm."""
@@ -83,25 +120,35 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
             for pair in ("LR", "IS")
         )
         batch_size = settings.vae.batch_size
-        while self.memory_gb(batch_size) > self.UNet_vram_target_GB and batch_size > SMALLEST_BATCH:
+        while self.memory_gb(self.size, batch_size) > self.UNet_vram_target_GB and batch_size > SMALLEST_BATCH:
             batch_size //= 2
         return settings.with_values(
             {
                 "vae.orientation": orientation,
                 "erasing.side_axis": side_axis,
                 "erasing.slice_axis": slice_axis,
-                "erasing.max_slices": self.voxels // 2,
+                "erasing.max_slices": self.size // 2,
                 "vae.batch_size": batch_size,
+                "vae.latent_size_2d": self.latent_size(settings.vae.latent_size_2d, 2),
+                "vae.latent_size_3d": self.latent_size(settings.vae.latent_size_3d, 3),
             }
         )
 
-    def memory_gb(self, batch_size: int) -> float:
-        """Estimate for a training step of ``3d_whole`` in float32, with four tensors kept of every block."""
+    def memory_gb(self, size: int, batch_size: int) -> float:
+        """Estimate for a training step of ``3d_whole`` in float32.
+
+        Four tensors kept of every block, and four (with gradient and Adam's two) of every weight of the linear layers,
+        beside which those of the convolutions are few.
+        """
+        stages = stages_of(size)
         # channels and the level of downsampling of every block: the encoder's, then the decoder's
-        blocks = [(2**stage, stage + 1) for stage in range(self.stages)]
-        blocks += [(2 ** max(0, level - 1), level) for level in range(self.stages)]
-        numbers = sum(channels * self.base_features * (self.voxels / 2**level) ** 3 for channels, level in blocks)
-        return 4 * 4e-9 * batch_size * numbers
+        blocks = [(2**stage, stage + 1) for stage in range(stages)]
+        blocks += [(2 ** max(0, level - 1), level) for level in range(stages)]
+        channels = [(min(self.base_features * factor, 256), level) for factor, level in blocks]
+        activations = sum(number * (size / 2**level) ** 3 for number, level in channels)
+        deepest = self.deepest_numbers(size, 3)
+        weights = 3 * deepest * min(AnomalySettings().vae.latent_size_3d, deepest // 4)
+        return 4 * 4e-9 * (batch_size * activations + weights)
 
     def orientation(self) -> str:
         """How all training images lie, in DICOM's letters, from their headers.
@@ -124,7 +171,6 @@ class nnUNetPlannerWholeVolumeTiny(nnUNetPlannerWholeVolume):
     """The same with 32 voxels along every axis and 8 base features: to try things out on a CPU."""
 
     voxels = 32
-    stages = 3
     base_features = 8
 
     def __init__(self, *args: Any, plans_name: str = "nnUNetWholeVolumeTinyPlans", **kwargs: Any):
@@ -143,9 +189,10 @@ def _orientation_of(path: Path) -> str:
 def __getattr__(name: str) -> type[ExperimentPlanner]:
     """Planners for another size, by their name."""
     match = _VARIANT.fullmatch(name)
-    if match is None or int(match[1]) % 16:
+    size = int(match[1]) if match and match[1] else None
+    if match is None or (size or 0) % STEP:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    size, plans_name = int(match[1]), f"nnUNetWholeVolumePlans_{match[1]}voxels"
+    plans_name = name.replace("nnUNetPlannerWholeVolume", "nnUNetWholeVolumePlans")
 
     class Variant(nnUNetPlannerWholeVolume):
         voxels = size
@@ -155,6 +202,6 @@ def __getattr__(name: str) -> type[ExperimentPlanner]:
 
     Variant.__name__ = Variant.__qualname__ = name
     Variant.__module__ = __name__
-    Variant.__doc__ = f"``nnUNetPlannerWholeVolume`` with {size} voxels along every axis."
+    Variant.__doc__ = f"``nnUNetPlannerWholeVolume`` with another size: {name.partition('_')[2]}."
     globals()[name] = Variant
     return Variant

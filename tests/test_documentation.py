@@ -177,7 +177,7 @@ def test_trainers_and_planners_exist(page):
         # a model's folder is named TRAINER__PLANS__CONFIGURATION
         assert is_trainer(name.split("__")[0]), name
     for name in set(re.findall(r"nnUNetPlanner\w*|\w+Normalization\b", text)):
-        assert re.sub(r"_\d+voxels$", "", name) in planners, name  # whole volumes of another size
+        assert re.sub(r"_(\d+voxels|byMemory)$", "", name) in planners, name  # whole volumes of another size
 
 
 @each_page

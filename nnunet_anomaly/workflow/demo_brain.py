@@ -15,10 +15,12 @@ from nnunet_anomaly.report.page import Page
 from nnunet_anomaly.workflow.chain import Chain
 
 PLANS = "nnUNetWholeVolumeTinyPlans"
-CONFIGURATION = "2d_whole"
-TRAINERS = {"VAE": "VAE, nothing erased", "VAECubeNoise": "VAE, patches erased with noise"}
 HEALTHY_MEAN = "HealthyMean"
-METHODS = {**TRAINERS, HEALTHY_MEAN: "z-score to the healthy mean"}
+METHODS = {
+    "VAE": "VAE, nothing erased",
+    "VAECubeNoise": "VAE, patches erased with noise",
+    HEALTHY_MEAN: "z-score to the healthy mean",
+}
 # one window of 3 voxels of the generated heads' 2.5 mm
 MEDIAN_RADIUS_MM = "2.5"
 
@@ -59,15 +61,20 @@ class BrainDemo(Chain):
         """Trainer of the demo's number of epochs; the mean of healthy heads is not trained."""
         return f"nnUNetTrainer{name}" if name == HEALTHY_MEAN else self.trainer(name)
 
+    @staticmethod
+    def configuration(name: str) -> str:
+        """Networks learn in 2-D; a mean needs no learning, and one of all slices would say little."""
+        return "3d_whole" if name == HEALTHY_MEAN else "2d_whole"
+
     def train(self, name: str) -> list[str]:
         """nnU-Net's training on the one fold that the converter made."""
-        command = ["nnUNetv2_train", "301", CONFIGURATION, "0", "-tr", self.full_name(name), "-p", PLANS]
+        command = ["nnUNetv2_train", "301", self.configuration(name), "0", "-tr", self.full_name(name), "-p", PLANS]
         return [*command, "-device", self.device]
 
     def error_maps(self, name: str, role: str) -> list[str]:
         """Error maps of images that no network has seen."""
         command = ["nnunet-anomaly", "error-maps", "-d", "301", "-tr", self.full_name(name), "-p", PLANS]
-        command += ["-c", CONFIGURATION, "-f", "0", "-np", "1", "-device", self.device]
+        command += ["-c", self.configuration(name), "-f", "0", "-np", "1", "-device", self.device]
         if name != HEALTHY_MEAN:
             command += ["-chk", "checkpoint_best.pth"]
         if role == "Ts":

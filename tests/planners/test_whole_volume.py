@@ -83,6 +83,36 @@ def test_another_size_by_name_and_a_smaller_batch_by_memory(planner):
             getattr(whole_volume, wrong)
 
 
+def test_stages_leave_four_voxels_or_more():
+    expected = {16: 2, 32: 3, 48: 3, 64: 4, 96: 4, 128: 5, 144: 4, 160: 5}
+    assert {size: whole_volume.stages_of(size) for size in expected} == expected
+
+
+def test_the_size_follows_from_the_memory_target_and_the_code_from_the_size(planner):
+    cls = whole_volume.nnUNetPlannerWholeVolume_byMemory
+    sizes = []
+    for memory_gb in (2, 8, 40, 1000):
+        plans = planner(cls, [[150, 190, 140]], [[1, 1, 1]], memory_gb=memory_gb)
+        configuration = plans["configurations"]["3d_whole"]
+        sizes.append(configuration["patch_size"][0])
+        stages = len(configuration["architecture"]["arch_kwargs"]["features_per_stage"])
+        assert stages == whole_volume.stages_of(sizes[-1]) and configuration["batch_size"] >= 8
+    assert plans["plans_name"] == "nnUNetWholeVolumePlans_byMemory"
+    assert sizes == sorted(set(sizes)) and sizes[-1] == 208  # a twentieth more than 190, in steps of 16
+    vae = planner(nnUNetPlannerWholeVolume, [[150, 190, 140]], [[1, 1, 1]])["anomaly"]["vae"]
+    assert (vae["latent_size_3d"], vae["latent_size_2d"]) == (512, 128)
+
+
+def test_the_estimate_counts_the_linear_layers(planner, monkeypatch):
+    made = whole_volume.nnUNetPlannerWholeVolume.__new__(nnUNetPlannerWholeVolume)
+    # 64^3: 16384 numbers to 1024 and from 512; 4 bytes, 4 copies
+    without = made.memory_gb(64, 32) - 4 * 4e-9 * 3 * 16384 * 512
+    assert without == pytest.approx(made.memory_gb(64, 64) - made.memory_gb(64, 32))
+    narrow = whole_volume.nnUNetPlannerWholeVolumeTiny.__new__(whole_volume.nnUNetPlannerWholeVolumeTiny)
+    assert narrow.deepest_numbers(16, 3) == 16 * 4**3
+    assert narrow.memory_gb(16, 2) - narrow.memory_gb(16, 1) < narrow.memory_gb(16, 1)
+
+
 # columns are the directions of x, y and z: straight, flipped, slightly oblique; then sagittal slices
 STRAIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 FLIPPED = (-1, 0, 0, 0, -1, 0, 0, 0, 1)
