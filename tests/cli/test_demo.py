@@ -57,7 +57,7 @@ class Two(Chain):
 def test_a_stage_that_is_done_is_not_repeated_and_a_failure_is_named(tmp_path, capsys):
     chain = Two(tmp_path, 1, 1, 1, "cpu")
     chain.fails = True
-    with pytest.raises(AnomalyError, match="(?s)exit code 3.*what is wrong"):
+    with pytest.raises(AnomalyError, match=r"(?s)exit code 3.*what is wrong"):
         chain.run()
     chain.fails = False
     assert chain.run() == 0
