@@ -10,7 +10,7 @@ import pytest
 
 from nnunet_anomaly.errors import InputError, LeakageError
 from nnunet_anomaly.files import save_json
-from nnunet_anomaly.workflow import error_maps
+from nnunet_anomaly.workflow import error_map_cases, error_maps, two_passes
 
 
 def test_a_full_disk_stops_the_run_at_its_first_cases(tmp_path, monkeypatch):
@@ -25,15 +25,15 @@ def test_a_full_disk_stops_the_run_at_its_first_cases(tmp_path, monkeypatch):
     def prepared(pool, model, todo, ahead):
         return ((case, None) for case in todo)
 
-    monkeypatch.setattr(error_maps, "_map_case", map_case)
-    monkeypatch.setattr(error_maps, "_prepared_ahead", prepared)
+    monkeypatch.setattr(error_map_cases, "_map_case", map_case)
+    monkeypatch.setattr(error_map_cases, "_prepared_ahead", prepared)
     cases = [
         error_maps.Case(f"case_{index}", [], None, tmp_path / str(index), tmp_path / f"{index}.json", {})
         for index in range(50)
     ]
     job = SimpleNamespace(num_processes=1, reconstructions=None)
     with pytest.raises(OSError, match="No space left"):
-        error_maps._run(job, None, cases)
+        error_map_cases.map_cases(job, None, cases)
     assert len(mapped) == 1
 
 
@@ -105,7 +105,7 @@ def test_the_order_of_folds_does_not_matter(folders):
         (masks / f"fold_{fold}" / "checkpoint_final.pth").write_bytes(bytes([fold]))
     save_json({}, masks / "plans.json")
     one, other = (
-        job.origin(job.all_folds(), error_maps._mask_checkpoints(job))
+        job.origin(job.all_folds(), two_passes.mask_checkpoints(job))
         for job in (job_of(folders, masks_from="S__P__2d", folds=folds) for folds in ([0, 1], [1, 0]))
     )
     assert one == other and one["masks_sha256"] is not None

@@ -1,0 +1,143 @@
+"""What one call of ``nnunet-anomaly error-maps`` works on: folders, networks, cases."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_anomaly.error_maps.predict import map_file_ending
+from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.files import (
+    find_dataset_folder,
+    load_json,
+    nnunet_folder,
+    sha256_of,
+)
+from nnunet_anomaly.settings import BLOCK
+
+MASKS_CHECKPOINT = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: its images, the label map of what is erased (None without), and where its error map goes."""
+
+    name: str
+    images: list[Path]
+    mask: Path | None
+    target: Path
+    record: Path
+    source: Any  # what the map is made from, see ``files.made_from``
+
+
+@dataclass
+class Job:
+    """Where everything is that one call works on."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+    model: Path
+    masks_from: str | None
+    output: str
+    folds: list[int] | None
+    checkpoint: str
+    copy: bool
+    test: bool
+    reconstructions: Path | None
+    allow_leak: bool
+    num_processes: int
+    device: torch.device
+
+    @staticmethod
+    def from_arguments(args: argparse.Namespace) -> Job:
+        """Resolve names to folders; every missing thing is an error here, before the work starts."""
+        raw = find_dataset_folder(nnunet_folder("nnUNet_raw"), args.dataset)
+        results = nnunet_folder("nnUNet_results") / raw.name
+        model = results / f"{args.trainer}__{args.plans}__{args.configuration}"
+        if not model.is_dir():
+            raise InputError(
+                f"{model} does not exist. Train it first: nnUNetv2_train {raw.name} {args.configuration} 0 "
+                f"-tr {args.trainer} -p {args.plans}"
+            )
+        map_file_ending(load_json(raw / "dataset.json"))
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("There is no CUDA device here; give -device cpu.")
+        return Job(
+            raw=raw,
+            preprocessed=nnunet_folder("nnUNet_preprocessed") / raw.name,
+            results=results,
+            model=model,
+            masks_from=args.masks_from,
+            output=args.output,
+            folds=args.folds,
+            checkpoint=args.checkpoint,
+            copy=args.copy,
+            test=not args.no_test,
+            reconstructions=Path(args.save_reconstructions) if args.save_reconstructions else None,
+            allow_leak=args.allow_leak,
+            num_processes=args.num_processes,
+            device=torch.device(args.device),
+        )
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """The source dataset's description."""
+        return load_json(self.raw / "dataset.json")
+
+    def origin(self, folds: Sequence[int], masks: Sequence[Path] = ()) -> dict[str, Any]:
+        """Which networks the maps are by; written beside them, so that a rerun knows its own work from another's.
+
+        Args:
+            folds: of the model.
+            masks: files that say what is erased in all cases: checkpoints that predict it, or label maps.
+        """
+        folder = self.masks_folder()
+        checkpoints = [self.model / f"fold_{fold}" / self.checkpoint for fold in folds]
+        return {
+            "dataset": self.raw.name,
+            "model": self.model.name,
+            "checkpoint": self.checkpoint,
+            "checkpoints_sha256": [sha256_of([path]) if path.is_file() else None for path in checkpoints],
+            # the region that two passes erase depends on them
+            "settings": load_json(self.model / "plans.json").get(BLOCK, {}).get("roi"),
+            "masks_from": folder.name if folder else None,
+            "masks_sha256": sha256_of(masks) if masks else None,
+        }
+
+    def all_folds(self) -> list[int]:
+        """The folds asked for, else all that have the checkpoint."""
+        return sorted(self.folds) if self.folds else folds_of(self.model, self.checkpoint)
+
+    def masks_folder(self) -> Path | None:
+        """Folder of the segmentation model, or of label maps, that says what is erased.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        if self.masks_from is None:
+            return None
+        for folder in (self.results / self.masks_from, Path(self.masks_from)):
+            if folder.is_dir():
+                return folder
+        raise InputError(f"--masks-from: neither {self.results / self.masks_from} nor {self.masks_from} is a folder.")
+
+    def command(self, fold: int) -> str:
+        """The command that trains a fold of the model."""
+        trainer, plans, configuration = self.model.name.split("__")
+        return f"nnUNetv2_train {self.raw.name} {configuration} {fold} -tr {trainer} -p {plans}"
+
+    def images(self, folder: Path, case: str) -> list[Path]:
+        """Files of all channels of a case."""
+        ending = self.dataset_json["file_ending"]
+        return sorted(folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
+
+
+def folds_of(model: Path, checkpoint: str) -> list[int]:
+    """Folds of a model folder that have a checkpoint."""
+    return sorted(int(path.parent.name[5:]) for path in model.glob(f"fold_[0-9]*/{checkpoint}"))
