@@ -132,17 +132,22 @@ class Brains(Console):
         """Train one network with one seed; error maps of all sets."""
         flat = configuration.startswith("2")
         batch = ("--set", f"vae.batch_size={32 if flat else self.args.batch_3d}")
-        plans = f"seed{seed}_{'2d' if flat else '3d'}"
+        plans = f"seed{seed}_{configuration[:2]}"
         settings = ("-d", "300", "-p", self.plans, "--set", f"seed={seed}", *batch, "--save-as", plans)
         self.call("nnunet-anomaly", "plan", *settings)
         self.call("nnUNetv2_train", "300", configuration, "0", "-tr", trainer, "-p", plans, "-device", self.device)
-        checkpoint = () if "HealthyMean" in trainer else ("-chk", "checkpoint_best.pth")
-        network = ("-d", "300", "-tr", trainer, "-p", plans, "-c", configuration, "-f", "0", *checkpoint)
-        folders = ("-i", str(self.output / "images"), "-o", str(self.maps(name, seed)))
-        more = []
+        command = self.error_maps(trainer, configuration, seed, self.output / "images", str(self.maps(name, seed)))
         if seed == self.args.seeds[0]:
-            more = ["--save-reconstructions", str(self.output / "reconstructions" / name.replace(" ", "_"))]
-        self.call("nnunet-anomaly", "error-maps", *network, *folders, *more, "-np", "1", "-device", self.device)
+            command += ["--save-reconstructions", str(self.output / "reconstructions" / name.replace(" ", "_"))]
+        self.call(*command)
+
+    def error_maps(self, trainer: str, configuration: str, seed: int, images: Path, maps: str) -> list[str]:
+        """Command that makes error maps of a folder of images."""
+        command = ["nnunet-anomaly", "error-maps", "-d", "300", "-tr", trainer, "-p", f"seed{seed}_{configuration[:2]}"]
+        command += ["-c", configuration, "-f", "0", "-np", "1", "-device", self.device]
+        if "HealthyMean" not in trainer:
+            command += ["-chk", "checkpoint_best.pth"]
+        return [*command, "-i", str(images), "-o", maps]
 
     def maps(self, name: str, seed: int) -> Path:
         """Folder of the error maps of one network."""
@@ -164,11 +169,21 @@ class Brains(Console):
             for name in names:
                 command += ["--reconstructions", str(self.output / "reconstructions" / name.replace(" ", "_"))]
         folder = self.output / "evaluation" / f"seed{seed}_{test}"
-        # a window of 3 voxels of the coarse grid, of 5 of the releases' own
-        command += ["--median-radius-mm", "2" if self.args.full_grid else "2.5"]
-        command += ["--names", *(name.replace(" ", "_") for name in names), "-np", "2", "-o", str(folder)]
+        command += [
+            *self.median(),
+            "--names",
+            *(name.replace(" ", "_") for name in names),
+            "-np",
+            "2",
+            "-o",
+            str(folder),
+        ]
         self.call("nnunet-anomaly", "evaluate-anomaly", *command)
         return folder
+
+    def median(self) -> list[str]:
+        """A window of 3 voxels of the coarse grid, of 5 of the releases' own."""
+        return ["--median-radius-mm", "2" if self.args.full_grid else "2.5"]
 
     def write_table(self, test: str, seeds: list[int]) -> None:
         """One row a method, and a second one with filters."""
@@ -222,9 +237,9 @@ def difference(folders: list[Path], method: str) -> dict[str, str]:
     return {"AP case - none": f"{gain.mean():+.3f} [{low:+.3f}, {high:+.3f}]"}
 
 
-def main() -> None:
-    """Run what is not done yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The study's arguments."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--planner", default="nnUNetPlannerWholeVolumeTiny")
@@ -236,7 +251,12 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=0, metavar="EPOCHS", help="train the other methods too")
     parser.add_argument("--full-grid", action="store_true", help="images on the releases' own grids")
     parser.add_argument("-device", default="cpu")
-    study = Brains(parser.parse_args())
+    return parser
+
+
+def main() -> None:
+    """Run what is not done yet."""
+    study = Brains(arguments(__doc__).parse_args())
     study.make_data()
     for number, seed in enumerate(study.args.seeds, start=1):
         for name, trainer, configuration in study.networks():
