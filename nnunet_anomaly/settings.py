@@ -156,7 +156,10 @@ class VaeSettings:
     latent_size_2d: int = setting("Length of the code of 2d_whole.", 128, minimum=1)
     latent_size_3d: int = setting("Length of the code of 3d_whole.", 512, minimum=1)
     kl_weight: float = setting(
-        "Weight of the Kullback-Leibler divergence against the sum of absolute errors over an image.", 1.0, minimum=0
+        "Weight of the Kullback-Leibler divergence against the sum of absolute errors over an image, at 64 voxels along "
+        "every axis; at other sizes in proportion to the number of voxels.",
+        1.0,
+        minimum=0,
     )
     kl_warmup_epochs: int = setting(
         "The weight rises linearly from 0 over so many epochs; 0: it is whole from the start.", 0, minimum=0

@@ -18,6 +18,7 @@ Half-Slice-n, ...      ``nnUNetTrainerVAEHalfNoise``  the same, voxels of the im
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ from nnunet_anomaly.report.latent import plot_latent_space
 from nnunet_anomaly.settings import AnomalySettings, VaeSettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
 from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
+
+
+PAPER_VOXELS = 64  # along every axis
 
 
 class nnUNetTrainerVAE(ReconstructionTrainer):
@@ -82,9 +86,14 @@ class nnUNetTrainerVAE(ReconstructionTrainer):
 
     @property
     def kl_weight(self) -> float:
-        """Rises over the first epochs where the settings say so."""
+        """In proportion to the number of voxels, 1 at the paper's size; rises first where the settings say so.
+
+        Of the same image at half the size there are an eighth of the voxels, and errors, but the code costs the same:
+        with one weight for all sizes a small image would be worth no code at all.
+        """
         warmup = self.recipe.kl_warmup_epochs
-        return self.recipe.kl_weight * (min(1.0, self.current_epoch / warmup) if warmup else 1.0)
+        size = math.prod(side / PAPER_VOXELS for side in self.configuration_manager.patch_size)
+        return self.recipe.kl_weight * size * (min(1.0, self.current_epoch / warmup) if warmup else 1.0)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 

@@ -118,7 +118,19 @@ def test_learning_rates_schedules_and_warm_up(new_vae):
     weights = []
     for trainer.current_epoch in (0, 1, 4, 9):
         weights.append(trainer.kl_weight)
-    assert weights == [0, 0.5, 2, 2]
+    eighths = (16 / 64) ** 3  # of 64 voxels along every axis, at which the setting is meant
+    assert weights == [0, 0.5 * eighths, 2 * eighths, 2 * eighths]
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_error_and_divergence_keep_their_proportion_at_all_sizes(new_vae, dimension):
+    """Per voxel, the code of an image costs what it would at 64 voxels along every axis."""
+    trainer = new_vae(dimension=dimension)
+    trainer.initialize()
+    image = torch.zeros(2, 1, *trainer.configuration_manager.patch_size)
+    mean, log_variance = torch.full((2, 5), 2.0), torch.zeros(2, 5)
+    found = vae.Reconstruction(image + 0.25, mean, log_variance)
+    assert trainer.loss(found, image).item() == pytest.approx(0.25 + 5 * 2.0 / 64**dimension)
 
 
 def test_other_configurations_are_refused(new_trainer, planned):
