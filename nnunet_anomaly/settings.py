@@ -156,7 +156,7 @@ class VaeSettings:
     latent_size_2d: int = setting("Length of the code of 2d_whole.", 128, minimum=1)
     latent_size_3d: int = setting("Length of the code of 3d_whole.", 512, minimum=1)
     kl_weight: float = setting(
-        "Weight of the Kullback-Leibler divergence against the sum of absolute errors over an image, at 64 voxels along "
+        "Weight of the Kullback-Leibler divergence against the sum of absolute errors, at 64 voxels along "
         "every axis; at other sizes in proportion to the number of voxels.",
         1.0,
         minimum=0,

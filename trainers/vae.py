@@ -42,7 +42,6 @@ from nnunet_anomaly.settings import AnomalySettings, VaeSettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
 from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
 
-
 PAPER_VOXELS = 64  # along every axis
 
 
