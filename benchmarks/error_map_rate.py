@@ -4,26 +4,27 @@
 
 A trained network of any of our reconstruction trainers and a folder of images are needed (nnU-Net's three folders are
 taken from the environment). The command runs on all images and on the first one alone; their difference is its time
-without the start. Beside it, in this one process: images read and float32 maps of their size written as compressed
-NIfTI ("files"), nnU-Net's reading and preprocessing ("grid"), and the network ("network"). A command that keeps up with
-its slowest part takes no longer than the largest of them, shared among the processes.
+without the start. Beside it, one after the other in this one process, its three parts: reading and preprocessing, the
+network, and resampling back and writing. A command that hides the shorter parts behind the longer ones takes no longer
+than their sum shared among its processes, or than the longest.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunet_anomaly.error_maps.model import case_maps, load_model, prepare_case
-from nnunet_anomaly.files import nnunet_folder, read_image, save_volume
+from nnunet_anomaly.error_maps.predict import save_in_original_geometry
+from nnunet_anomaly.files import nnunet_folder
 from nnunet_anomaly.report.page import markdown_table
 
 
@@ -58,25 +59,19 @@ def main() -> None:
     folder = nnunet_folder("nnUNet_results") / maybe_convert_to_dataset_name(args.dataset)
     name = f"{args.trainer}__{args.plans}__{args.configuration}"
     model = load_model(folder / name, [int(args.fold)])
-    seconds = {"files": 0.0, "grid": 0.0, "network": 0.0}
+    seconds = {"read and preprocess": 0.0, "network": 0.0, "resample back and write": 0.0}
     with tempfile.TemporaryDirectory() as scratch:
         for path in images:
-            start = time.perf_counter()
-            image = read_image(path)
-            save_volume(
-                np.zeros(image.GetSize()[::-1], np.float32),
-                Path(scratch) / path.name,
-                image.GetSpacing(),
-                image.GetOrigin(),
-                image.GetDirection(),
-            )
-            seconds["files"] += time.perf_counter() - start
-            start = time.perf_counter()
+            times = [time.perf_counter()]
             case = prepare_case([path], None, model.plans, model.configuration, model.dataset_json)
-            middle = time.perf_counter()
-            case_maps(model, case, torch.device(args.device))
-            seconds["network"] += time.perf_counter() - middle
-            seconds["grid"] += middle - start
+            times.append(time.perf_counter())
+            error, _ = case_maps(model, case, torch.device(args.device))
+            times.append(time.perf_counter())
+            grid = (case.properties, model.plans, model.configuration.spacing)
+            save_in_original_geometry(error, [Path(scratch) / path.name], *grid)
+            times.append(time.perf_counter())
+            for part, (start, stop) in zip(seconds, itertools.pairwise(times), strict=True):
+                seconds[part] += stop - start
     rows = []
     for processes in args.processes:
         rest = seconds_of_command(args, images, processes) - seconds_of_command(args, images[:1], processes)
