@@ -7,6 +7,7 @@ one by HD-BET where that is installed, or, of images that were skull-stripped be
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 HD_BET_NETWORK = "hd-bet_params/release_2*/fold_all/checkpoint_final.pth"  # below the home folder
 # the first of them that a case has is its mask: beside X_bet_mask, X_bet is an image (HD-BET 1), beside X_bet it is X
 MASK_SUFFIXES = ("_bet_mask", "_brain_mask", "_brainmask", "_mask", "_bet", "")
+BRAIN_ML = (300.0, 2500.0)  # from a newborn's to more than any adult's with its fluid; whole heads have 3 litres and more
 DIFFUSION_STEP = 0.0625  # of the smallest voxel size; the largest at which the filter is stable in 3-D
 
 
@@ -43,6 +45,7 @@ class BrainOptions:
         keep_skull: leave what lies outside a given brain mask, or HD-BET's, as it is instead of setting it to 0.
         n4: shrink factor of the N4 bias field correction; ``None`` leaves it out.
         denoise: smooth images by curvature anisotropic diffusion.
+        volume_ml: smallest and largest volume that is taken for a brain.
     """
 
     masks: Path | None = None
@@ -50,6 +53,7 @@ class BrainOptions:
     keep_skull: bool = False
     n4: int | None = None
     denoise: bool = False
+    volume_ml: tuple[float, float] = BRAIN_ML
 
     @property
     def are_stripped(self) -> bool:
@@ -57,8 +61,10 @@ class BrainOptions:
         return self.masks is None and self.hd_bet is None
 
     def to_origin(self) -> dict[str, Any]:
-        """Options that change what is written, as JSON."""
-        return {**asdict(self), "masks": None if self.masks is None else str(self.masks.resolve())}
+        """Options that change what is written, as JSON; which volumes are refused changes no finished case."""
+        options = {**asdict(self), "masks": None if self.masks is None else str(self.masks.resolve())}
+        del options["volume_ml"]
+        return options
 
 
 def add_brain_arguments(parser: argparse.ArgumentParser, *, stripped: bool) -> None:
@@ -89,6 +95,15 @@ def add_brain_arguments(parser: argparse.ArgumentParser, *, stripped: bool) -> N
             help="the images are skull-stripped: the brain is what is above 0, with holes filled",
         )
     parser.add_argument(
+        "--brain-ml",
+        type=float,
+        nargs=2,
+        default=BRAIN_ML,
+        metavar=("MIN", "MAX"),
+        help="a case whose brain is smaller or larger fails by name: its mask is none, or its skull is still there "
+        f"(millilitres, default: {BRAIN_ML[0]:g} {BRAIN_ML[1]:g})",
+    )
+    parser.add_argument(
         "--keep-skull",
         action="store_true",
         help="leave the images outside of --brain-masks or --hd-bet's masks as they are; else they are 0 there",
@@ -115,13 +130,15 @@ def brain_options(args: argparse.Namespace) -> BrainOptions:
     Raises:
         InputError: masks do not exist, HD-BET or its network is not installed, or options contradict each other.
     """
-    options = BrainOptions(args.brain_masks, args.hd_bet, args.keep_skull, args.n4, args.denoise)
+    options = BrainOptions(args.brain_masks, args.hd_bet, args.keep_skull, args.n4, args.denoise, tuple(args.brain_ml))
     if options.masks is not None and not options.masks.exists():
         raise InputError(f"--brain-masks: {options.masks} does not exist.")
     if options.hd_bet is not None:
         check_hd_bet()
     if options.keep_skull and options.are_stripped:
         raise InputError("--keep-skull needs --brain-masks or --hd-bet: without them the images have no skull.")
+    if not 0 <= options.volume_ml[0] <= options.volume_ml[1]:
+        raise InputError(f"--brain-ml is {' '.join(f'{ml:g}' for ml in options.volume_ml)}; give MIN, then MAX.")
     if options.n4 is not None and options.n4 < 1:
         raise InputError(f"--n4 is {options.n4}; the shrink factor is 1 or more.")
     return options
@@ -221,7 +238,7 @@ def brain_mask(case: Case, images: Sequence[sitk.Image], options: BrainOptions) 
 
     Raises:
         InputError: the mask is not readable, or HD-BET failed.
-        LabelError: the mask is empty or the whole image, or a given one has more than two values.
+        LabelError: the mask is empty, the whole image or of no brain's volume, or a given one has more than two values.
         GeometryError: the mask is on another grid.
     """
     if options.masks is not None:
@@ -230,11 +247,20 @@ def brain_mask(case: Case, images: Sequence[sitk.Image], options: BrainOptions) 
         brain, source = hd_bet_mask(images[0], options.hd_bet), "HD-BET's brain mask"
     else:
         brain, source = above_zero(images), "what is above 0 in its images"
-    if not brain.any() or brain.all():
-        extent = "the whole image" if brain.any() else "empty"
+    if wrong := _what_is_no_brain(brain, images[0], options.volume_ml):
         advice = " Is it skull-stripped? If not, give masks by --brain-masks." if options.are_stripped else ""
-        raise LabelError(f"Case {case.case_id}: {source} is {extent}.{advice}")
+        raise LabelError(f"Case {case.case_id}: {source} {wrong}.{advice}")
     return brain
+
+
+def _what_is_no_brain(brain: np.ndarray, image: sitk.Image, volume_ml: tuple[float, float]) -> str | None:
+    """What is wrong with the extent of a mask (bool, z, y, x) on the grid of an image; ``None`` if nothing is."""
+    if not brain.any() or brain.all():
+        return "is the whole image" if brain.any() else "is empty"
+    found_ml = np.count_nonzero(brain) * math.prod(image.GetSpacing()) / 1000
+    if volume_ml[0] <= found_ml <= volume_ml[1]:
+        return None
+    return f"has {found_ml:.4g} ml, and a brain {volume_ml[0]:g} to {volume_ml[1]:g} ml (--brain-ml)"
 
 
 def above_zero(images: Sequence[sitk.Image]) -> np.ndarray:

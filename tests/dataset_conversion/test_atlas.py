@@ -176,6 +176,12 @@ def test_lesion_outside_of_the_brain_mask_is_kept_and_noted(release, masks, raw,
     assert heads.read(dataset(raw) / "labelsTr" / "031769_t01.nii.gz")[3, 4, 5] == 2
 
 
+def one_voxel(image: sitk.Image) -> sitk.Image:
+    image = image * 0
+    image[5, 5, 5] = 1
+    return image
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -187,6 +193,7 @@ def test_lesion_outside_of_the_brain_mask_is_kept_and_noted(release, masks, raw,
         (lambda path: spoil(path, lambda image: sitk.Mean(image * 100)), "has more than two values: it is no brain"),
         (lambda path: spoil(path, lambda image: image * 0), "its brain mask is empty"),
         (lambda path: spoil(path, lambda image: image * 0 + 1), "its brain mask is the whole image"),
+        (lambda path: spoil(path, one_voxel), "its brain mask has 1.2 ml, and a brain 300 to 2500 ml (--brain-ml)"),
         (lambda path: spoil(path, lambda image: image[2:]), "brain mask 031800_t01.nii.gz lies up to"),
     ],
 )

@@ -76,7 +76,7 @@ def test_2020_is_converted(release, raw, heads):
             np.testing.assert_array_equal(heads.read(written), image)
             geometry = sitk.ReadImage(str(written))
             assert geometry.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
-            np.testing.assert_allclose(geometry.GetSpacing(), (0.8, 1, 1.5))
+            np.testing.assert_allclose(geometry.GetSpacing(), (8, 10, 15))
         expected = np.where(lesion > 0, 2, brain)  # the hole is filled
         np.testing.assert_array_equal(heads.read(folder / "labelsTr" / f"{name}.nii.gz"), expected)
         np.testing.assert_array_equal(heads.read(folder / "lesionsTr" / f"{name}.nii.gz"), lesion > 0)

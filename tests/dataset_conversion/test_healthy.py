@@ -148,9 +148,17 @@ def test_image_that_is_stripped_already(tmp_path, raw, heads):
         grey, brain, _ = heads.head(seed)
         heads.write(tmp_path / "in" / f"p{seed}.nii.gz", np.where(brain, grey, 0).astype(np.int16))
     heads.write(tmp_path / "in" / "whole.nii.gz", heads.head(0)[0] + 1)
+    scan = heads.head(0, shape=(14, 16, 16))[0] + 1
+    scan[0] = 0
+    heads.write(tmp_path / "in" / "with_skull.nii.gz", scan)
     assert convert(tmp_path / "in", "--stripped") == 1
+    failed = load(raw, "integrity_report")["failed"]
+    assert list(failed) == ["whole", "with_skull"]
+    assert "is the whole image. Is it skull-stripped?" in failed["whole"]
+    assert "has 3994 ml, and a brain 300 to 2500 ml (--brain-ml). Is it skull-stripped?" in failed["with_skull"]
+    assert convert(tmp_path / "in", "--stripped", "--brain-ml", 300, 4500) == 1  # goes on, with other limits
     assert list(load(raw, "integrity_report")["failed"]) == ["whole"]
-    assert "is the whole image. Is it skull-stripped?" in load(raw, "integrity_report")["failed"]["whole"]
+    assert convert(tmp_path / "in", "--stripped", "--brain-ml", 4500, 300) == 2
     np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / "p1.nii.gz"), heads.head(1)[1])
 
 
@@ -200,7 +208,7 @@ def test_denoising_takes_noise_out_and_leaves_edges():
 
 
 def test_denoising_and_n4_run_from_the_command(tmp_path, raw, heads):
-    brain, tissue = ball(20)
+    brain, tissue = ball(16)
     for name in "ab":
         heads.write(tmp_path / "in" / f"{name}.nii.gz", tissue.astype(np.int16))
     assert convert(tmp_path / "in", "--stripped", "--n4", "2", "--denoise") == 0
