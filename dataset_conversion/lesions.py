@@ -89,11 +89,10 @@ def convert_case(
     """
     images = read_channels(case, writer.description.channel_names)
     brain = brain_mask(case, images, options)
-    channels = [prepared(image, brain, options) for image in images]
     if case.role == UNLABELLED:
-        details = case.to_record()
+        channels = [prepared(image, brain, options) for image in images]
         masks = {"brainsTs": mask_image(brain, images[0])}
-        writer.write_case(case.case_id, channels, None, test=test, masks=masks, details=details)
+        writer.write_case(case.case_id, channels, None, test=test, masks=masks, details=case.to_record())
         return
     lesions, notes = read_lesions(case, images[0])
     if not lesions.any():
@@ -103,11 +102,12 @@ def convert_case(
             )
         notes = [*notes, "it has no lesion"]
     if outside := np.count_nonzero((lesions != 0) & ~brain):
-        notes = [*notes, f"{outside} voxels of lesion lie outside of the brain mask; they are labelled as lesion"]
+        notes = [*notes, f"{outside} voxels of lesion lie outside of the brain mask; they are taken as brain"]
+    brain |= lesions != 0  # before images are set to 0 outside of it: a lesion is looked for in what is left of them
     label = np.where(lesions != 0, lesions + BRAIN, brain.astype(np.uint8) * BRAIN)
     writer.write_case(
         case.case_id,
-        channels,
+        [prepared(image, brain, options) for image in images],
         mask_image(label, images[0]),
         test=test,
         masks={LESION_FOLDERS.get(case.role or "", "lesionsTr"): mask_image(lesions != 0, images[0])},

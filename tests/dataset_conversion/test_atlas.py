@@ -167,13 +167,15 @@ def test_one_empty_file_of_several_is_noted(release, masks, raw):
     assert load(raw, "cases")["031769_t01"]["notes"] == ["its lesion file 031769_LesionSmooth_1_stx.nii.gz is empty"]
 
 
-def test_lesion_outside_of_the_brain_mask_is_kept_and_noted(release, masks, raw, heads):
+def test_lesion_outside_of_the_brain_mask_is_kept_in_label_and_image_and_noted(release, masks, raw, heads):
     brain = heads.head(0)[1].astype(np.uint8)
     brain[3, 4, 5] = 0
     heads.write(masks / "031769_t01.nii.gz", brain)
     assert convert(release, "--brain-masks", masks) == 0
     assert "1 voxels of lesion lie outside of the brain mask" in load(raw, "cases")["031769_t01"]["notes"][0]
     assert heads.read(dataset(raw) / "labelsTr" / "031769_t01.nii.gz")[3, 4, 5] == 2
+    image = heads.read(dataset(raw) / "imagesTr" / "031769_t01_0000.nii.gz")
+    assert image[3, 4, 5] == heads.head(0)[0][3, 4, 5] > 0
 
 
 def one_voxel(image: sitk.Image) -> sitk.Image:
