@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 HD_BET_NETWORK = "hd-bet_params/release_2*/fold_all/checkpoint_final.pth"  # below the home folder
 # the first of them that a case has is its mask: beside X_bet_mask, X_bet is an image (HD-BET 1), beside X_bet it is X
 MASK_SUFFIXES = ("_bet_mask", "_brain_mask", "_brainmask", "_mask", "_bet", "")
-BRAIN_ML = (300.0, 2500.0)  # from a newborn's to more than any adult's with its fluid; whole heads have 3 litres and more
+BRAIN_ML = (
+    300.0,
+    2500.0,
+)  # from a newborn's to more than any adult's with its fluid; whole heads have 3 litres and more
 DIFFUSION_STEP = 0.0625  # of the smallest voxel size; the largest at which the filter is stable in 3-D
 
 

@@ -97,8 +97,8 @@ def stratum_of_subjects(cases: Sequence[Case]) -> dict[str, str]:
 def draw(cases: Sequence[Case], number: int, seed: int, option: str) -> set[str]:
     """Names of ``number`` cases, all of a subject's or none, from every stratum in proportion to its cases.
 
-    Shares are rounded by largest remainder, so that a stratum's differs from its exact one by less than a case, unless
-    subjects with several cases do not fit into it; then subjects of other strata make up the number.
+    Shares are rounded by largest remainder, so that a stratum's differs from its exact one by less than a case. Where
+    subjects with several cases do not add up to the shares, the numbers nearest to them (least squares) that do.
 
     Raises:
         InputError: there are not so many cases, or whole subjects do not add up to the number.
@@ -110,21 +110,73 @@ def draw(cases: Sequence[Case], number: int, seed: int, option: str) -> set[str]
     for case in cases:
         names[case.subject].append(case.case_id)
         sizes[stratum_of[case.subject]] += 1
-    left = shares(sizes, number, seed)
-    shuffled = sorted(names, key=lambda subject: order_key(seed, subject))
-    drawn: dict[str, list[str]] = {}
-    for subject in shuffled:
-        if len(names[subject]) <= left[stratum_of[subject]]:
-            left[stratum_of[subject]] -= len(names[subject])
-            drawn[subject] = names[subject]
-    missing = sum(left.values())
-    for subject in shuffled:
-        if subject not in drawn and len(names[subject]) <= missing:
-            missing -= len(names[subject])
-            drawn[subject] = names[subject]
-    if missing:
-        raise InputError(f"{option} {number} would part the scans of a subject; try {number - missing}.")
-    return {name for members in drawn.values() for name in members}
+    subjects = defaultdict(list)
+    for subject in sorted(names, key=lambda subject: order_key(seed, subject)):
+        subjects[stratum_of[subject]].append(subject)
+    cases_per_subject = {stratum: [len(names[one]) for one in members] for stratum, members in subjects.items()}
+    possible = {stratum: bits_of(sums_of(members)[0]) for stratum, members in cases_per_subject.items()}
+    numbers = nearest_numbers(possible, shares(sizes, number, seed), number)
+    if numbers is None:
+        every = bits_of(sums_of([len(members) for members in names.values()])[0])
+        near = [max(n for n in every if n < number), min(n for n in every if n > number)]
+        raise InputError(
+            f"{option} {number} would part the scans of a subject: whole subjects of the {len(cases)} cases to draw "
+            f"from do not add up to it; try {' or '.join(str(n) for n in near if n)}."
+        )
+    return {
+        name
+        for stratum, members in subjects.items()
+        for subject, is_drawn in zip(members, first_with_sum(cases_per_subject[stratum], numbers[stratum]), strict=True)
+        if is_drawn
+        for name in names[subject]
+    }
+
+
+def sums_of(sizes: Sequence[int]) -> list[int]:
+    """What some of ``sizes[i:]`` can add up to, for every i up to ``len(sizes)``: bit n is set if it can be n."""
+    sums = [1]
+    for size in reversed(sizes):
+        sums.append(sums[-1] | sums[-1] << size)
+    return sums[::-1]
+
+
+def bits_of(sums: int) -> list[int]:
+    """The numbers whose bits are set, ascending."""
+    return [number for number in range(sums.bit_length()) if sums >> number & 1]
+
+
+def first_with_sum(sizes: Sequence[int], total: int) -> list[bool]:
+    """Which of ``sizes`` to take for them to add up to ``total``, each in turn if the later ones can make up the rest.
+
+    Args:
+        sizes: all above 0.
+        total: what some of them add up to.
+    """
+    taken = []
+    for size, later in zip(sizes, sums_of(sizes)[1:], strict=True):
+        taken.append(total >= size and bool(later >> (total - size) & 1))
+        total -= size * taken[-1]
+    return taken
+
+
+def nearest_numbers(
+    possible: Mapping[str, Sequence[int]], wanted: Mapping[str, int], total: int
+) -> dict[str, int] | None:
+    """One possible number a stratum, ``total`` together, of least squared distance to the wanted ones.
+
+    ``None`` if no choice adds up to ``total``. By dynamic programming over strata.
+    """
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
+    for stratum, numbers in possible.items():
+        longer: dict[int, tuple[int, list[int]]] = {}
+        for so_far, (cost, chosen) in sorted(best.items()):
+            for number in numbers:
+                new = cost + (number - wanted[stratum]) ** 2
+                together = so_far + number
+                if together <= total and (together not in longer or new < longer[together][0]):
+                    longer[together] = (new, [*chosen, number])
+        best = longer
+    return dict(zip(possible, best[total][1], strict=True)) if total in best else None
 
 
 def shares(sizes: Mapping[str, int], number: int, seed: int) -> dict[str, int]:
