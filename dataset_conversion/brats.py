@@ -47,8 +47,7 @@ Cases in a folder with 'validation' in its name may lack the seg; they go to ima
 SEQUENCES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 OLD_SUFFIXES = {sequence: f"_{sequence}" for sequence in SEQUENCES} | {"seg": "_seg"}
 NEW_SUFFIXES = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
-# case 355 of BraTS 2020 has W39_1998.09.19_Segm.nii instead of BraTS20_Training_355_seg.nii
-ODD_SEG_NAME = re.compile(r".*[_-]segm?", re.IGNORECASE)
+ODD_SEG_NAMES = {"BraTS20_Training_355": "W39_1998.09.19_Segm"}  # instead of BraTS20_Training_355_seg
 DEEPEST = 4  # folders between the release and a case
 
 CORE, EDEMA, ENHANCING, CAVITY = 1, 2, 3, 4
@@ -257,21 +256,17 @@ def _case(name: str, folders: Sequence[Path], release: Path, year: str, sequence
 def files_of(
     name: str, folders: Sequence[Path], suffixes: Mapping[str, str]
 ) -> tuple[dict[str, list[Path]], list[str]]:
-    """Files of a case by role; a lone file that is named like a seg is taken as one, with a note."""
+    """Files of a case by role, and a note where the seg has its odd name; what is named otherwise is none of them."""
     roles = {name + suffix: role for role, suffix in suffixes.items()}
+    if odd := ODD_SEG_NAMES.get(name):
+        roles[odd] = "seg"
     files: dict[str, list[Path]] = {role: [] for role in suffixes}
-    odd = []
     for path in sorted(path for folder in folders for path in folder.glob("*.nii*")):
         if not path.name.endswith((".nii", ".nii.gz")) or path.name.startswith(".") or not path.is_file():
             continue
-        stem = case_name(path)
-        if stem in roles:
-            files[roles[stem]].append(path)
-        elif ODD_SEG_NAME.fullmatch(stem):
-            odd.append(path)
-    if files["seg"] or len(odd) != 1:
-        return files, []
-    return {**files, "seg": odd}, [f"its seg is named {odd[0].name}"]
+        if role := roles.get(case_name(path)):
+            files[role].append(path)
+    return files, [f"its seg is named {path.name}" for path in files["seg"] if case_name(path) == odd]
 
 
 def tumour(parts: Mapping[int, int], is_binary: bool, case: Case, image: sitk.Image) -> tuple[np.ndarray, list[str]]:

@@ -93,6 +93,21 @@ def test_odd_seg_of_case_355_is_taken_and_noted(release, raw):
     assert load(raw, "cases")[NAMES_2020[0]]["notes"] == []
 
 
+def test_no_other_file_is_taken_for_a_seg(release, raw):
+    training = release / "MICCAI_BraTS2020_TrainingData"
+    wrong = training / NAMES_2020[0] / f"{NAMES_2020[1]}_seg.nii"  # of another case
+    (training / NAMES_2020[0] / f"{NAMES_2020[0]}_seg.nii").rename(wrong)
+    (training / NAMES_2020[2] / f"{NAMES_2020[2]}_seg.nii").rename(training / NAMES_2020[2] / "W39_1998.09.19_Segm.nii")
+    validation = release / "MICCAI_BraTS2020_ValidationData" / "BraTS20_Validation_001"
+    for name in (f"{validation.name}_mymodel_seg.nii", "W39_1998.09.19_Segm.nii"):
+        (validation / name).write_bytes(wrong.read_bytes())
+    assert convert(release) == 1
+    assert list(load(raw, "integrity_report")["failed"]) == [NAMES_2020[0], NAMES_2020[2]]
+    assert "one seg file is needed; found: none" in load(raw, "integrity_report")["failed"][NAMES_2020[0]]
+    assert load(raw, "cases")[validation.name]["role"] == "unlabelled"
+    assert not (dataset(raw) / "labelsTs").exists()
+
+
 def test_validation_cases_without_seg_go_to_images_ts_with_their_brain(release, raw, heads):
     assert convert(release) == 0
     names = ["BraTS20_Validation_001", "BraTS20_Validation_002"]
