@@ -18,6 +18,13 @@ from nnunet_anomaly.dataset_roles import roi_labels
 OLD = {"t1": "_t1", "t1ce": "_t1ce", "t2": "_t2", "flair": "_flair", "seg": "_seg"}
 NEW = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
 NAMES_2020 = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3, 4, 355)]
+MAPPING = """\
+Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID
+HGG,Brats17_CBICA_AAB_1,Brats18_CBICA_AAB_1,NA,BraTS19_CBICA_AAB_1,BraTS20_Training_001
+HGG,NA,NA,NA,BraTS19_TMC_0629_1,BraTS20_Training_002
+LGG,Brats17_TCIA_131_1,Brats18_TCIA01_131_1,TCGA-1,NA,BraTS20_Training_003
+LGG,NA,NA,NA,NA,BraTS20_Training_004
+"""
 VALUE = {"t1": 0, "t1ce": 1000, "t2": 2000, "flair": 3000}  # added to the brain, so that files are told apart
 
 
@@ -41,7 +48,8 @@ def release(tmp_path, heads) -> Path:
         write_case(heads, training / name, seed, ending=".nii")
     folder = training / NAMES_2020[-1]
     (folder / f"{NAMES_2020[-1]}_seg.nii").rename(folder / "W39_1998.09.19_Segm.nii")
-    (training / "name_mapping.csv").write_text("Grade,BraTS_2020_subject_ID\n")
+    (training / "name_mapping.csv").write_text(MAPPING)
+    (training / "._name_mapping.csv").write_bytes(b"\xff a copy by macOS")
     for number in (1, 2):
         folder = tmp_path / "BraTS2020" / "MICCAI_BraTS2020_ValidationData" / f"BraTS20_Validation_{number:03d}"
         write_case(heads, folder, 20 + number, ending=".nii", seg=False)
@@ -91,6 +99,22 @@ def test_odd_seg_of_case_355_is_taken_and_noted(release, raw):
     assert convert(release) == 0
     assert load(raw, "cases")[NAMES_2020[-1]]["notes"] == ["its seg is named W39_1998.09.19_Segm.nii"]
     assert load(raw, "cases")[NAMES_2020[0]]["notes"] == []
+
+
+def test_name_mapping_tells_grade_and_institution(release, raw, capsys):
+    options = ("--validation", "2")
+    assert convert(release, *options) == 0
+    cases = load(raw, "cases")
+    strata = ["HGG CBICA", "HGG TMC", "LGG TCIA01", "LGG", None]
+    assert [cases[name]["stratum"] for name in NAMES_2020] == strata
+    assert cases[NAMES_2020[3]]["grade"] == "LGG"
+    mapping = release / "MICCAI_BraTS2020_TrainingData" / "name_mapping.csv"
+    mapping.write_text(MAPPING.replace("2020_subject", "2099_subject"))  # of another release
+    assert convert(release, *options, "--name", "Other", "-d", "399") == 0
+    assert json.loads((raw / "Dataset399_Other" / "cases.json").read_text())[NAMES_2020[0]]["stratum"] is None
+    mapping.write_bytes(b"\xff\xfe\x00")
+    assert convert(release, "--name", "Third", "-d", "398") == 2
+    assert "name_mapping.csv is not readable as CSV" in capsys.readouterr().err
 
 
 def test_no_other_file_is_taken_for_a_seg(release, raw):
@@ -212,11 +236,12 @@ def test_2024_keeps_label_4_the_resection_cavity(tmp_path, raw, heads):
     assert load(raw, "dataset")["regions_class_order"] == [1, 3, 2, 4, 5]
 
 
-def test_gli_of_an_unknown_year_needs_the_option(tmp_path, raw, heads, capsys):
-    gli(heads, tmp_path / "glioma", (1, 2, 4))
-    assert convert(tmp_path / "glioma") == 2
+@pytest.mark.parametrize("folder", ["glioma", "download_2023", "BraTS-2024-03-01", "BraTS2023 and BraTS2024"])
+def test_gli_of_an_unknown_year_needs_the_option(tmp_path, raw, heads, capsys, folder):
+    gli(heads, tmp_path / folder, (1, 2, 4))
+    assert convert(tmp_path / folder) == 2
     assert "Give --year 2023 or --year 2024" in capsys.readouterr().err
-    assert convert(tmp_path / "glioma", "--year", "2023") == 1
+    assert convert(tmp_path / folder, "--year", "2023") == 1
     failed = load(raw, "integrity_report")["failed"]
     assert "has label 4; this release of BraTS has 1, 2, 3. Is it another release" in failed["BraTS-GLI-00000-000"]
 
