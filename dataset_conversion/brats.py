@@ -104,7 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--year",
         choices=["2023", "2024"],
-        help="of a GLI release of which no folder is named as BraTS2023 or BraTS2024: they are alike, but 2024 has resection cavities",
+        help="of a GLI release of which no folder is named as BraTS2023 or BraTS2024: they are alike, but 2024 has "
+        "resection cavities",
     )
     parser.add_argument(
         "--target",

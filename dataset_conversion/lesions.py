@@ -72,7 +72,8 @@ def convert_lesion_release(
     """
     options = brain_options(args)
     cases = with_brain_masks(with_roles(args, cases), options)
-    more = {"brain": options.to_origin(), "allow_empty": args.allow_empty, **role_options(args, cases), **origin}
+    # without allow_empty, which changes no finished case: it is the way out for a failed one
+    more = {"brain": options.to_origin(), **role_options(args, cases), **origin}
     writer = open_writer(args, cases, description, more)
     save_roles(args, writer, cases)
     extra = (read_lesions, options, args.allow_empty)

@@ -306,7 +306,9 @@ def test_sequence_that_is_not_asked_for_may_be_missing(release, raw):
 def test_empty_lesions_are_taken_on_request(release, raw, heads):
     name = NAMES_2020[1]
     spoil(release / "MICCAI_BraTS2020_TrainingData" / name / f"{name}_seg.nii", lambda image: image * 0)
-    assert convert(release, "--allow-empty") == 0
+    assert convert(release) == 1
+    assert "take such cases by --allow-empty" in load(raw, "integrity_report")["failed"][name]
+    assert convert(release, "--allow-empty") == 0  # goes on
     assert load(raw, "cases")[name]["notes"] == ["it has no lesion"]
     assert not heads.read(dataset(raw) / "lesionsTr" / f"{name}.nii.gz").any()
 
