@@ -217,6 +217,24 @@ def test_failed_case_is_mended_by_the_same_command(release, masks, raw):
     assert (load(raw, "roles"), (dataset(raw) / "labelsTr" / "031801_t01.nii.gz").stat().st_mtime_ns) == before
 
 
+def test_case_whose_sources_changed_is_converted_again_and_it_alone(release, masks, raw, heads, capsys):
+    assert convert(release, "--brain-masks", masks) == 0
+    written = {name: (dataset(raw) / "labelsTr" / f"{name}.nii.gz").stat().st_mtime_ns for name in CASES_11}
+    brain = heads.head(2)[1].astype(np.uint8)
+    brain[4, 8, 8] = 0
+    heads.write(masks / "031800_t01.nii.gz", brain)
+    (scan(release, 3) / "031801_LesionSmooth_stx.nii.gz").unlink()
+    assert convert(release, "--brain-masks", masks) == 1
+    assert "1 cases converted now, 2 kept from before." in capsys.readouterr().out
+    assert failed(raw) == {"031801_t01": "it has no lesion file"}
+    assert not list(dataset(raw).glob("*Tr/031801_t01*"))
+    image = heads.read(dataset(raw) / "imagesTr" / "031800_t01_0000.nii.gz")
+    assert image[4, 8, 8] == 0 < heads.head(2)[0][4, 8, 8]
+    for name in CASES_11[:2]:
+        assert (dataset(raw) / "labelsTr" / f"{name}.nii.gz").stat().st_mtime_ns == written[name]
+    assert "made_from" not in load(raw, "cases")["031769_t01"]
+
+
 def test_mask_that_could_be_of_two_visits_is_refused(release, tmp_path, raw, heads):
     write_masks(heads, tmp_path / "masks", ["031769", "031800", "031801"], "_t1w_deface_stx_mask")
     assert convert(release, "--brain-masks", tmp_path / "masks") == 1
