@@ -12,7 +12,8 @@ What it makes::
         conversion/origin.json  conversion/<case>.json              what a later run needs to go on
 
 A case is finished when ``conversion/<case>.json`` is there, which is written last, its files have the sizes that it
-names, and what it says it was made from is still what there is. A run that was killed leaves at most files without that record; the next run replaces them.
+names, and what it says it was made from is still what there is. A run that was killed leaves at most files without that
+record; the next run replaces them.
 """
 
 from __future__ import annotations

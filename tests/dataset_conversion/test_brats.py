@@ -117,6 +117,16 @@ def test_name_mapping_tells_grade_and_institution(release, raw, capsys):
     assert "name_mapping.csv is not readable as CSV" in capsys.readouterr().err
 
 
+def test_table_of_strata_needs_no_rows_for_cases_that_are_never_drawn(release, raw, tmp_path, capsys):
+    table = tmp_path / "scanners.csv"
+    table.write_text("case,stratum\n" + "".join(f"{name},GE\n" for name in NAMES_2020))
+    assert convert(release, "--strata", str(table)) == 0
+    assert load(raw, "roles")["strata"] == {"GE": {"train": 5}, "unknown": {"unlabelled": 2}}
+    table.write_text(f"case,stratum\n{NAMES_2020[0]},GE\n")
+    assert convert(release, "--strata", str(table)) == 2
+    assert f"has no row for {NAMES_2020[1]}, " in capsys.readouterr().err
+
+
 def test_no_other_file_is_taken_for_a_seg(release, raw):
     training = release / "MICCAI_BraTS2020_TrainingData"
     wrong = training / NAMES_2020[0] / f"{NAMES_2020[1]}_seg.nii"  # of another case

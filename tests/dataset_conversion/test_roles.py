@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_anomaly.dataset_conversion.roles import draw, make_folds, read_strata, shares
+from nnunet_anomaly.dataset_conversion.case_table import check_rows, read_case_table, with_table
+from nnunet_anomaly.dataset_conversion.roles import draw, make_folds, shares
 from nnunet_anomaly.dataset_conversion.runner import Case
 from nnunet_anomaly.dataset_conversion.splits import folds_by_subject
 from nnunet_anomaly.errors import InputError
@@ -132,16 +133,27 @@ def test_table_of_strata(tmp_path):
     cases = [Case("a_1", "a"), Case("a_2", "a"), Case("b_1", "b")]
     table = tmp_path / "strata.csv"
     table.write_text("\ufeffstratum,case,age\nGE,a,1\nSiemens,b_1,2\nPhilips,a_2,3\nGE,other,4\n", encoding="utf-8")
-    assert read_strata(table, cases) == {"a_1": "GE", "a_2": "Philips", "b_1": "Siemens"}
+    assert [case.stratum for case in with_table(cases, read_case_table(table))] == ["GE", "Philips", "Siemens"]
     for text, message in (
-        ("case,scanner\na,GE\n", "every row needs a case and a stratum"),
-        ("case,stratum\na,\n", "every row needs"),
+        ("case,scanner\na,GE\n", "needs the column case, and stratum or subject"),
+        ("stratum\nGE\n", "needs the column case"),
+        ("case,stratum\na,\n", "every row needs a value for case and stratum; one is"),
+        ("case,stratum,subject\na,GE\n", "every row needs a value for case and stratum and subject"),
         ("case,stratum\na,GE\na,GE\n", "has a twice"),
-        ("case,stratum\na,GE\n", "has no row for b_1"),
-        ("", "has no row for a_1, a_2, b_1"),
+        ("", "needs the column case"),
     ):
         table.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
-            read_strata(table, cases)
+            read_case_table(table)
     with pytest.raises(InputError, match="does not exist"):
-        read_strata(tmp_path / "none.csv", cases)
+        read_case_table(tmp_path / "none.csv")
+    with pytest.raises(InputError, match=r"t\.csv has no row for b_1, nor"):
+        check_rows(tmp_path / "t.csv", {"a": {"stratum": "GE"}}, cases)
+
+
+def test_table_of_subjects(tmp_path):
+    cases = [Case("a_1", "a_1", stratum="GE"), Case("b_1", "b_1")]
+    table = tmp_path / "subjects.csv"
+    table.write_text("case,subject\na_1,X\n", encoding="utf-8")
+    known = with_table(cases, read_case_table(table))
+    assert [(case.subject, case.stratum) for case in known] == [("X", "GE"), ("b_1", None)]
