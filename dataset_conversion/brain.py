@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 HD_BET_NETWORK = "hd-bet_params/release_2*/fold_all/checkpoint_final.pth"  # below the home folder
-# the first of them that a case has is its mask: beside X_bet_mask, X_bet is an image (HD-BET 1), beside X_bet it is X
 MASK_SUFFIXES = ("_bet_mask", "_brain_mask", "_brainmask", "_mask", "_bet", "")
+# images that HD-BET leaves beside its masks: X_bet beside X_bet_mask (version 1), X beside X_bet (version 2)
+IMAGES_BESIDE = {"_bet": ("_bet_mask",), "": ("_bet_mask", "_bet")}
 BRAIN_ML = (
     300.0,
     2500.0,
@@ -163,11 +164,11 @@ def check_hd_bet() -> None:
 
 
 def with_brain_masks(cases: Sequence[Case], options: BrainOptions) -> list[Case]:
-    """The cases with their mask among the sources; one without a mask in the folder has that as its problem."""
+    """The cases with their mask among the sources; one without or with several in the folder has a problem."""
     if options.masks is None:
         return list(cases)
     if options.masks.is_file():
-        return [replace(case, sources={**case.sources, "brain_mask": options.masks}) for case in cases]
+        return [_having_mask(case, options.masks, options.masks.parent) for case in cases]
     images = {path.resolve() for case in cases for path in case.sources.values()}
     files: dict[str, list[Path]] = {}
     for path in nifti_files(options.masks):
@@ -179,24 +180,35 @@ def with_brain_masks(cases: Sequence[Case], options: BrainOptions) -> list[Case]
 
 
 def _masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
-    """Masks that are named like a case or like one of its images."""
+    """Files that are named like a mask of a case or of one of its images; images of HD-BET are none of them."""
     stems = {case.case_id, *(case_name(path) for role, path in case.sources.items() if not role.startswith("lesion"))}
-    for suffix in MASK_SUFFIXES:
-        if found := sorted({path for stem in stems for path in files.get(stem + suffix, [])}):
-            return found
-    return []
+    found = {
+        path
+        for stem in stems
+        for suffix in MASK_SUFFIXES
+        if not any(stem + other in files for other in IMAGES_BESIDE.get(suffix, ()))
+        for path in files.get(stem + suffix, [])
+    }
+    return sorted(found)
 
 
 def _with_brain_mask(case: Case, masks: list[Path], claims: Mapping[Path, int], folder: Path) -> Case:
     """The case with its one mask, or with what is wrong; visits whose images have one name cannot share a mask."""
     if len(masks) == 1 and claims[masks[0]] == 1:
-        return replace(case, sources={**case.sources, "brain_mask": masks[0]})
+        return _having_mask(case, masks[0], folder)
     if len(masks) == 1:
         problem = f"its brain mask {masks[0]} could be of {claims[masks[0]]} cases; name it {case.case_id}.nii.gz"
     else:
         found = ", ".join(path.relative_to(folder).as_posix() for path in masks) or f"none like {case.case_id}.nii.gz"
         problem = f"one brain mask is needed in {folder}; found: {found}"
     return replace(case, problem=case.problem or problem)
+
+
+def _having_mask(case: Case, mask: Path, folder: Path) -> Case:
+    """The case with its mask among its sources, and among those that are recorded of it."""
+    recorded = {**case.details.get("sources", {}), "brain_mask": mask.relative_to(folder).as_posix()}
+    sources = {**case.sources, "brain_mask": mask}
+    return replace(case, sources=sources, details={**case.details, "sources": recorded})
 
 
 def nifti_files(folder: Path) -> list[Path]:

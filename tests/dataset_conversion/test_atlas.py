@@ -78,6 +78,11 @@ def test_r11_is_converted_with_the_union_of_all_lesion_files(release, masks, raw
         np.testing.assert_array_equal(label, np.where(lesion > 0, 2, brain))
         np.testing.assert_array_equal(heads.read(dataset(raw) / "lesionsTr" / f"{name}.nii.gz"), lesion > 0)
     cases = load(raw, "cases")
+    assert cases["031769_t02"]["sources"] == {
+        "T1": "Only_Data/Site1/031769/t02/031769_t1w_deface_stx.nii.gz",
+        "lesion_0": "Only_Data/Site1/031769/t02/031769_LesionSmooth_stx.nii.gz",
+        "brain_mask": "031769_t02.nii.gz",
+    }
     assert [cases[name]["stratum"] for name in CASES_11] == ["Site1", "Site1", "Site2", "Site2"]
     assert (cases["031769_t02"]["subject"], cases["031769_t02"]["visit"]) == ("031769", "t02")
     splits = load(raw, "splits_final")
@@ -122,6 +127,7 @@ def test_20_with_its_testing_part_without_masks(tmp_path, raw, heads):
     template = heads.write(tmp_path / "mni_mask.nii.gz", heads.head(0)[1].astype(np.uint8))
     assert convert(release, "--brain-masks", template) == 0
     cases = load(raw, "cases")
+    assert {case["sources"]["brain_mask"] for case in cases.values()} == {"mni_mask.nii.gz"}
     assert {name: case["role"] for name, case in cases.items()} == {
         "sub-r001s001_ses-1": "train",
         "sub-r002s001_ses-1": "train",
@@ -191,6 +197,14 @@ def one_voxel(image: sitk.Image) -> sitk.Image:
         (
             lambda path: (path.parent / "a").mkdir() or shutil.copy(path, path.parent / "a"),
             "found: 031800_t01.nii.gz, a/",
+        ),
+        (
+            lambda path: shutil.copy(path, path.with_name("031800_t1w_deface_stx_mask.nii.gz")),
+            "found: 031800_t01.nii.gz, 031800_t1w_deface_stx_mask.nii.gz",
+        ),
+        (
+            lambda path: shutil.copy(path, path.with_name("031800_t01_brain_mask.nii.gz")),
+            "found: 031800_t01.nii.gz, 031800_t01_brain_mask.nii.gz",
         ),
         (lambda path: spoil(path, lambda image: sitk.Mean(image * 100)), "has more than two values: it is no brain"),
         (lambda path: spoil(path, lambda image: image * 0), "its brain mask is empty"),
