@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_placed
 from nnunet_anomaly.dataset_conversion.runner import Case
 from nnunet_anomaly.errors import InputError, LabelError
-from nnunet_anomaly.files import read_image, write_image
+from nnunet_anomaly.files import write_image
 from nnunet_anomaly.label_maps import case_name
 
 if TYPE_CHECKING:
@@ -235,14 +235,14 @@ def read_mask(path: Path, image: sitk.Image, what: str) -> np.ndarray:
     """
     import SimpleITK as sitk
 
-    return sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"{what} {path.name}")) > 0
+    return sitk.GetArrayFromImage(on_grid_of(read_placed(path), image, f"{what} {path.name}")) > 0
 
 
 def read_brain_mask(path: Path, image: sitk.Image) -> np.ndarray:
     """As ``read_mask``; a file of more than two values, which is an image rather than a mask, is a ``LabelError``."""
     import SimpleITK as sitk
 
-    voxels = sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"brain mask {path.name}"))
+    voxels = sitk.GetArrayFromImage(on_grid_of(read_placed(path), image, f"brain mask {path.name}"))
     if not np.isin(voxels, (voxels.min(), voxels.max())).all():
         raise LabelError(f"{path} has more than two values: it is no brain mask. Give a file of 0 and 1.")
     return voxels > 0
@@ -266,6 +266,18 @@ def brain_mask(case: Case, images: Sequence[sitk.Image], options: BrainOptions) 
         advice = " Is it skull-stripped? If not, give masks by --brain-masks." if options.are_stripped else ""
         raise LabelError(f"Case {case.case_id}: {source} {wrong}.{advice}")
     return brain
+
+
+def check_in_brain(case_id: str, images: Sequence[sitk.Image], names: Sequence[str], brain: np.ndarray) -> None:
+    """Raise an ``InputError`` for an image that has one value in all of the brain: what is outside of it will go."""
+    import SimpleITK as sitk
+
+    for image, name in zip(images, names, strict=True):
+        voxels = sitk.GetArrayViewFromImage(image)[brain]
+        if voxels.min() == voxels.max():
+            raise InputError(
+                f"Case {case_id}, channel {name}: every voxel in the brain is {voxels[0]}; it is no image."
+            )
 
 
 def _what_is_no_brain(brain: np.ndarray, image: sitk.Image, volume_ml: tuple[float, float]) -> str | None:

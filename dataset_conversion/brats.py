@@ -20,13 +20,12 @@ import numpy as np
 
 from nnunet_anomaly.dataset_conversion.brain import add_brain_arguments
 from nnunet_anomaly.dataset_conversion.brats_mapping import Origin, read_mappings
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_placed
 from nnunet_anomaly.dataset_conversion.lesions import BRAIN_AND_LESION, add_lesion_arguments, convert_lesion_release
 from nnunet_anomaly.dataset_conversion.roles import UNLABELLED, add_role_arguments
 from nnunet_anomaly.dataset_conversion.runner import Case, add_common_arguments
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription
 from nnunet_anomaly.errors import InputError, LabelError
-from nnunet_anomaly.files import read_image
 from nnunet_anomaly.label_maps import case_name
 
 if TYPE_CHECKING:
@@ -292,7 +291,7 @@ def tumour(parts: Mapping[int, int], is_binary: bool, case: Case, image: sitk.Im
     import SimpleITK as sitk
 
     path = case.sources["lesion"]
-    seg = sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"seg {path.name}"))
+    seg = sitk.GetArrayFromImage(on_grid_of(read_placed(path), image, f"seg {path.name}"))
     result = np.zeros(seg.shape, np.uint8)
     for value in np.unique(seg[seg != 0]):
         if value not in parts:

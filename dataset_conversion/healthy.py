@@ -20,6 +20,7 @@ from nnunet_anomaly.dataset_conversion.brain import (
     add_brain_arguments,
     brain_mask,
     brain_options,
+    check_in_brain,
     nifti_files,
     prepared,
     with_brain_masks,
@@ -169,5 +170,6 @@ def convert_case(writer: DatasetWriter, case: Case, test: bool, options: BrainOp
     """Convert one case: its image as asked for, and its brain as label 1."""
     image = read_oriented(case.sources["image"])
     brain = brain_mask(case, [image], options)
+    check_in_brain(case.case_id, [image], writer.description.channel_names, brain)
     label = mask_image(brain, image)
     writer.write_case(case.case_id, [prepared(image, brain, options)], label, test=test, details=case.to_record())

@@ -16,10 +16,11 @@ from nnunet_anomaly.dataset_conversion.brain import (
     BrainOptions,
     brain_mask,
     brain_options,
+    check_in_brain,
     prepared,
     with_brain_masks,
 )
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_oriented
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_oriented, read_placed
 from nnunet_anomaly.dataset_conversion.roles import (
     TEST,
     UNLABELLED,
@@ -32,7 +33,6 @@ from nnunet_anomaly.dataset_conversion.roles import (
 from nnunet_anomaly.dataset_conversion.runner import Case, convert_cases, open_writer
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter
 from nnunet_anomaly.errors import LabelError
-from nnunet_anomaly.files import read_image
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -90,6 +90,7 @@ def convert_case(
     """
     images = read_channels(case, writer.description.channel_names)
     brain = brain_mask(case, images, options)
+    check_in_brain(case.case_id, images, writer.description.channel_names, brain)
     if case.role == UNLABELLED:
         channels = [prepared(image, brain, options) for image in images]
         masks = {"brainsTs": mask_image(brain, images[0])}
@@ -125,7 +126,7 @@ def read_channels(case: Case, names: Sequence[str]) -> list[sitk.Image]:
     """
     first = read_oriented(case.sources[names[0]])
     others = [
-        on_grid_of(read_image(case.sources[name]), first, f"{name} image {case.sources[name].name}")
+        on_grid_of(read_placed(case.sources[name]), first, f"{name} image {case.sources[name].name}")
         for name in names[1:]
     ]
     return [first, *others]

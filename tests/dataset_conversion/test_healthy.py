@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -192,6 +193,18 @@ def test_image_that_is_stripped_already(tmp_path, raw, heads):
     assert list(load(raw, "integrity_report")["failed"]) == ["whole"]
     assert convert(tmp_path / "in", "--stripped", "--brain-ml", 4500, 300) == 2
     np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / "p1.nii.gz"), heads.head(1)[1])
+
+
+def test_image_without_a_place_and_image_that_is_constant_in_the_brain_are_named(release, masks, raw, heads):
+    image = nibabel.load(release / f"{IXI[0]}.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None), release / f"{IXI[0]}.nii.gz")
+    grey, brain, _ = heads.head(1)
+    heads.write(release / f"{IXI[1]}.nii.gz", np.where(brain, 70, grey).astype(np.int16))
+    assert convert(release, "--pattern", "*-T1*", "--brain-masks", masks) == 1
+    failed = load(raw, "integrity_report")["failed"]
+    assert set(failed) == {IXI[0], IXI[1]}
+    assert f"{IXI[0]}.nii.gz does not tell how it lies in the patient" in failed[IXI[0]]
+    assert f"Case {IXI[1]}, channel T1: every voxel in the brain is 70; it is no image" in failed[IXI[1]]
 
 
 def test_missing_mask_and_damaged_image_are_named(release, masks, raw):
