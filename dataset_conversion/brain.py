@@ -7,6 +7,7 @@ one by HD-BET where that is installed, or, of images that were skull-stripped be
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import subprocess
 import tempfile
@@ -18,18 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_placed
 from nnunet_anomaly.dataset_conversion.runner import Case
 from nnunet_anomaly.errors import InputError, LabelError
-from nnunet_anomaly.files import read_image, write_image
+from nnunet_anomaly.files import write_image
 from nnunet_anomaly.label_maps import case_name
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 HD_BET_NETWORK = "hd-bet_params/release_2*/fold_all/checkpoint_final.pth"  # below the home folder
-# the first of them that a case has is its mask: beside X_bet_mask, X_bet is an image (HD-BET 1), beside X_bet it is X
 MASK_SUFFIXES = ("_bet_mask", "_brain_mask", "_brainmask", "_mask", "_bet", "")
+# images that HD-BET leaves beside its masks: X_bet beside X_bet_mask (version 1), X beside X_bet (version 2)
+IMAGES_BESIDE = {"_bet": ("_bet_mask",), "": ("_bet_mask", "_bet")}
+BRAIN_ML = (
+    300.0,
+    2500.0,
+)  # from a newborn's to more than any adult's with its fluid; whole heads have 3 litres and more
 DIFFUSION_STEP = 0.0625  # of the smallest voxel size; the largest at which the filter is stable in 3-D
 
 
@@ -43,6 +49,7 @@ class BrainOptions:
         keep_skull: leave what lies outside a given brain mask, or HD-BET's, as it is instead of setting it to 0.
         n4: shrink factor of the N4 bias field correction; ``None`` leaves it out.
         denoise: smooth images by curvature anisotropic diffusion.
+        volume_ml: smallest and largest volume that is taken for a brain.
     """
 
     masks: Path | None = None
@@ -50,6 +57,7 @@ class BrainOptions:
     keep_skull: bool = False
     n4: int | None = None
     denoise: bool = False
+    volume_ml: tuple[float, float] = BRAIN_ML
 
     @property
     def are_stripped(self) -> bool:
@@ -57,8 +65,10 @@ class BrainOptions:
         return self.masks is None and self.hd_bet is None
 
     def to_origin(self) -> dict[str, Any]:
-        """Options that change what is written, as JSON."""
-        return {**asdict(self), "masks": None if self.masks is None else str(self.masks.resolve())}
+        """Options that change what is written, as JSON; which volumes are refused changes no finished case."""
+        options = {**asdict(self), "masks": None if self.masks is None else str(self.masks.resolve())}
+        del options["volume_ml"]
+        return options
 
 
 def add_brain_arguments(parser: argparse.ArgumentParser, *, stripped: bool) -> None:
@@ -89,6 +99,15 @@ def add_brain_arguments(parser: argparse.ArgumentParser, *, stripped: bool) -> N
             help="the images are skull-stripped: the brain is what is above 0, with holes filled",
         )
     parser.add_argument(
+        "--brain-ml",
+        type=float,
+        nargs=2,
+        default=BRAIN_ML,
+        metavar=("MIN", "MAX"),
+        help="a case whose brain is smaller or larger fails by name: its mask is none, or its skull is still there "
+        f"(millilitres, default: {BRAIN_ML[0]:g} {BRAIN_ML[1]:g})",
+    )
+    parser.add_argument(
         "--keep-skull",
         action="store_true",
         help="leave the images outside of --brain-masks or --hd-bet's masks as they are; else they are 0 there",
@@ -115,13 +134,15 @@ def brain_options(args: argparse.Namespace) -> BrainOptions:
     Raises:
         InputError: masks do not exist, HD-BET or its network is not installed, or options contradict each other.
     """
-    options = BrainOptions(args.brain_masks, args.hd_bet, args.keep_skull, args.n4, args.denoise)
+    options = BrainOptions(args.brain_masks, args.hd_bet, args.keep_skull, args.n4, args.denoise, tuple(args.brain_ml))
     if options.masks is not None and not options.masks.exists():
         raise InputError(f"--brain-masks: {options.masks} does not exist.")
     if options.hd_bet is not None:
         check_hd_bet()
     if options.keep_skull and options.are_stripped:
         raise InputError("--keep-skull needs --brain-masks or --hd-bet: without them the images have no skull.")
+    if not 0 <= options.volume_ml[0] <= options.volume_ml[1]:
+        raise InputError(f"--brain-ml is {' '.join(f'{ml:g}' for ml in options.volume_ml)}; give MIN, then MAX.")
     if options.n4 is not None and options.n4 < 1:
         raise InputError(f"--n4 is {options.n4}; the shrink factor is 1 or more.")
     return options
@@ -143,11 +164,11 @@ def check_hd_bet() -> None:
 
 
 def with_brain_masks(cases: Sequence[Case], options: BrainOptions) -> list[Case]:
-    """The cases with their mask among the sources; one without a mask in the folder has that as its problem."""
+    """The cases with their mask among the sources; one without or with several in the folder has a problem."""
     if options.masks is None:
         return list(cases)
     if options.masks.is_file():
-        return [replace(case, sources={**case.sources, "brain_mask": options.masks}) for case in cases]
+        return [_having_mask(case, options.masks, options.masks.parent) for case in cases]
     images = {path.resolve() for case in cases for path in case.sources.values()}
     files: dict[str, list[Path]] = {}
     for path in nifti_files(options.masks):
@@ -159,24 +180,35 @@ def with_brain_masks(cases: Sequence[Case], options: BrainOptions) -> list[Case]
 
 
 def _masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
-    """Masks that are named like a case or like one of its images."""
+    """Files that are named like a mask of a case or of one of its images; images of HD-BET are none of them."""
     stems = {case.case_id, *(case_name(path) for role, path in case.sources.items() if not role.startswith("lesion"))}
-    for suffix in MASK_SUFFIXES:
-        if found := sorted({path for stem in stems for path in files.get(stem + suffix, [])}):
-            return found
-    return []
+    found = {
+        path
+        for stem in stems
+        for suffix in MASK_SUFFIXES
+        if not any(stem + other in files for other in IMAGES_BESIDE.get(suffix, ()))
+        for path in files.get(stem + suffix, [])
+    }
+    return sorted(found)
 
 
 def _with_brain_mask(case: Case, masks: list[Path], claims: Mapping[Path, int], folder: Path) -> Case:
     """The case with its one mask, or with what is wrong; visits whose images have one name cannot share a mask."""
     if len(masks) == 1 and claims[masks[0]] == 1:
-        return replace(case, sources={**case.sources, "brain_mask": masks[0]})
+        return _having_mask(case, masks[0], folder)
     if len(masks) == 1:
         problem = f"its brain mask {masks[0]} could be of {claims[masks[0]]} cases; name it {case.case_id}.nii.gz"
     else:
         found = ", ".join(path.relative_to(folder).as_posix() for path in masks) or f"none like {case.case_id}.nii.gz"
         problem = f"one brain mask is needed in {folder}; found: {found}"
     return replace(case, problem=case.problem or problem)
+
+
+def _having_mask(case: Case, mask: Path, folder: Path) -> Case:
+    """The case with its mask among its sources, and among those that are recorded of it."""
+    recorded = {**case.details.get("sources", {}), "brain_mask": mask.relative_to(folder).as_posix()}
+    sources = {**case.sources, "brain_mask": mask}
+    return replace(case, sources=sources, details={**case.details, "sources": recorded})
 
 
 def nifti_files(folder: Path) -> list[Path]:
@@ -203,14 +235,14 @@ def read_mask(path: Path, image: sitk.Image, what: str) -> np.ndarray:
     """
     import SimpleITK as sitk
 
-    return sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"{what} {path.name}")) > 0
+    return sitk.GetArrayFromImage(on_grid_of(read_placed(path), image, f"{what} {path.name}")) > 0
 
 
 def read_brain_mask(path: Path, image: sitk.Image) -> np.ndarray:
     """As ``read_mask``; a file of more than two values, which is an image rather than a mask, is a ``LabelError``."""
     import SimpleITK as sitk
 
-    voxels = sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"brain mask {path.name}"))
+    voxels = sitk.GetArrayFromImage(on_grid_of(read_placed(path), image, f"brain mask {path.name}"))
     if not np.isin(voxels, (voxels.min(), voxels.max())).all():
         raise LabelError(f"{path} has more than two values: it is no brain mask. Give a file of 0 and 1.")
     return voxels > 0
@@ -221,7 +253,7 @@ def brain_mask(case: Case, images: Sequence[sitk.Image], options: BrainOptions) 
 
     Raises:
         InputError: the mask is not readable, or HD-BET failed.
-        LabelError: the mask is empty or the whole image, or a given one has more than two values.
+        LabelError: the mask is empty, the whole image or of no brain's volume, or a given one has more than two values.
         GeometryError: the mask is on another grid.
     """
     if options.masks is not None:
@@ -230,11 +262,32 @@ def brain_mask(case: Case, images: Sequence[sitk.Image], options: BrainOptions) 
         brain, source = hd_bet_mask(images[0], options.hd_bet), "HD-BET's brain mask"
     else:
         brain, source = above_zero(images), "what is above 0 in its images"
-    if not brain.any() or brain.all():
-        extent = "the whole image" if brain.any() else "empty"
+    if wrong := _what_is_no_brain(brain, images[0], options.volume_ml):
         advice = " Is it skull-stripped? If not, give masks by --brain-masks." if options.are_stripped else ""
-        raise LabelError(f"Case {case.case_id}: {source} is {extent}.{advice}")
+        raise LabelError(f"Case {case.case_id}: {source} {wrong}.{advice}")
     return brain
+
+
+def check_in_brain(case_id: str, images: Sequence[sitk.Image], names: Sequence[str], brain: np.ndarray) -> None:
+    """Raise an ``InputError`` for an image that has one value in all of the brain: what is outside of it will go."""
+    import SimpleITK as sitk
+
+    for image, name in zip(images, names, strict=True):
+        voxels = sitk.GetArrayViewFromImage(image)[brain]
+        if voxels.min() == voxels.max():
+            raise InputError(
+                f"Case {case_id}, channel {name}: every voxel in the brain is {voxels[0]}; it is no image."
+            )
+
+
+def _what_is_no_brain(brain: np.ndarray, image: sitk.Image, volume_ml: tuple[float, float]) -> str | None:
+    """What is wrong with the extent of a mask (bool, z, y, x) on the grid of an image; ``None`` if nothing is."""
+    if not brain.any() or brain.all():
+        return "is the whole image" if brain.any() else "is empty"
+    found_ml = np.count_nonzero(brain) * math.prod(image.GetSpacing()) / 1000
+    if volume_ml[0] <= found_ml <= volume_ml[1]:
+        return None
+    return f"has {found_ml:.4g} ml, and a brain {volume_ml[0]:g} to {volume_ml[1]:g} ml (--brain-ml)"
 
 
 def above_zero(images: Sequence[sitk.Image]) -> np.ndarray:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_anomaly.dataset_conversion.brain import add_brain_arguments
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of
+from nnunet_anomaly.dataset_conversion.brats_mapping import Origin, read_mappings
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_placed
 from nnunet_anomaly.dataset_conversion.lesions import BRAIN_AND_LESION, add_lesion_arguments, convert_lesion_release
 from nnunet_anomaly.dataset_conversion.roles import UNLABELLED, add_role_arguments
 from nnunet_anomaly.dataset_conversion.runner import Case, add_common_arguments
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription
 from nnunet_anomaly.errors import InputError, LabelError
-from nnunet_anomaly.files import read_image
 from nnunet_anomaly.label_maps import case_name
 
 if TYPE_CHECKING:
@@ -41,14 +41,15 @@ Releases, which are told apart by the names of their case folders (.nii.gz or .n
   2020  MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001_{t1,t1ce,t2,flair,seg}.nii
   2021  RSNA_ASNR_MICCAI_BraTS2021_TrainingData/BraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz
   2023, 2024  ...BraTS2023-GLI.../BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz
+A name_mapping.csv, as 2019 and 2020 have one, tells grades and by the cases' older names the institutions.
 Cases in a folder with 'validation' in its name may lack the seg; they go to imagesTs.
 
 """
 SEQUENCES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 OLD_SUFFIXES = {sequence: f"_{sequence}" for sequence in SEQUENCES} | {"seg": "_seg"}
 NEW_SUFFIXES = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
-# case 355 of BraTS 2020 has W39_1998.09.19_Segm.nii instead of BraTS20_Training_355_seg.nii
-ODD_SEG_NAME = re.compile(r".*[_-]segm?", re.IGNORECASE)
+ODD_SEG_NAMES = {"BraTS20_Training_355": "W39_1998.09.19_Segm"}  # instead of BraTS20_Training_355_seg
+YEAR_IN_NAME = re.compile(r"BraTS[-_ ]?(GLI[-_ ]?)?(?P<year>2023|2024)(?![-_.]?\d)", re.IGNORECASE)  # but no date
 DEEPEST = 4  # folders between the release and a case
 
 CORE, EDEMA, ENHANCING, CAVITY = 1, 2, 3, 4
@@ -102,7 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--year",
         choices=["2023", "2024"],
-        help="of a GLI release whose folders do not say it: they are alike, but 2024 has resection cavities",
+        help="of a GLI release of which no folder is named as BraTS2023 or BraTS2024: they are alike, but 2024 has "
+        "resection cavities",
     )
     parser.add_argument(
         "--target",
@@ -168,16 +170,22 @@ def list_cases(release: Path, sequences: Sequence[str], year: str | None) -> tup
     """The release's year and all of its cases, sorted; each with its problem, if any.
 
     Raises:
-        InputError: no case folder, case folders of more than one release, or a GLI release of an unknown year.
+        InputError: no case folder, case folders of more than one release, a GLI release of an unknown year, or a
+            name mapping that is not readable.
     """
     if not release.is_dir():
         raise InputError(f"The release folder {release} does not exist.")
     folders: dict[str, list[Path]] = defaultdict(list)
-    for folder in folders_in(release):
+    every = list(folders_in(release))
+    for folder in every:
         if any(names.case.fullmatch(folder.name) for names in RELEASES.values()):
             folders[folder.name].append(folder)
     year = which_release(release, folders, year)
-    return year, [_case(name, folders[name], release, year, sequences) for name in sorted(folders)]
+    known = read_mappings(every, year)
+    cases = [
+        _case(name, folders[name], release, year, sequences, known.get(name, Origin())) for name in sorted(folders)
+    ]
+    return year, cases
 
 
 def folders_in(release: Path) -> Iterator[Path]:
@@ -209,12 +217,13 @@ def which_release(release: Path, folders: Mapping[str, Sequence[Path]], year: st
     if year is not None and year not in years:
         raise InputError(f"--year is {year}, but the cases in {release} are named as in BraTS {'/'.join(years)}.")
     if len(years) > 1 and year is None:
-        above = " ".join({"/".join(_parts(path, release)[:-1]) for paths in folders.values() for path in paths})
-        years = frozenset(candidate for candidate in years if re.search(rf"(?<!\d){candidate}(?!\d)", above))
+        above = {part for paths in folders.values() for path in paths for part in _parts(path, release)[:-1]}
+        years = frozenset(match["year"] for name in above for match in YEAR_IN_NAME.finditer(name))
         if len(years) != 1:
             raise InputError(
-                f"{release}: BraTS GLI of 2023 and of 2024 look alike, and the folders do not say which this is. Give "
-                "--year 2023 or --year 2024; in 2024 label 4 is the resection cavity."
+                f"{release}: BraTS GLI of 2023 and of 2024 look alike, and no folder that is named as BraTS2023 "
+                "or BraTS2024 tells which this is. Give --year 2023 or --year 2024; in 2024 label 4 is the resection "
+                "cavity."
             )
     return year or next(iter(years))
 
@@ -223,7 +232,9 @@ def _parts(path: Path, release: Path) -> tuple[str, ...]:
     return (release.resolve().name, *path.relative_to(release).parts)
 
 
-def _case(name: str, folders: Sequence[Path], release: Path, year: str, sequences: Sequence[str]) -> Case:
+def _case(
+    name: str, folders: Sequence[Path], release: Path, year: str, sequences: Sequence[str], known: Origin
+) -> Case:
     """One case with its files, or with what is wrong with them."""
     match = RELEASES[year].case.fullmatch(name)
     assert match is not None
@@ -234,8 +245,8 @@ def _case(name: str, folders: Sequence[Path], release: Path, year: str, sequence
     listed = {role: ", ".join(path.relative_to(release).as_posix() for path in files[role]) for role in needed}
     wrong = [f"one {role} file is needed; found: {listed[role] or 'none'}" for role in needed if len(files[role]) != 1]
     sources = {SEQUENCES.get(role, "lesion"): files[role][0] for role in needed if len(files[role]) == 1}
-    grade = next((part.upper() for part in parts if part in ("hgg", "lgg")), None)
-    site = match.groupdict().get("site")
+    grade = next((part.upper() for part in parts if part in ("hgg", "lgg")), known.grade)
+    site = match.groupdict().get("site", known.site)
     details = {
         "grade": grade,
         "sources": {role: path.relative_to(release).as_posix() for role, path in sources.items()},
@@ -257,21 +268,17 @@ def _case(name: str, folders: Sequence[Path], release: Path, year: str, sequence
 def files_of(
     name: str, folders: Sequence[Path], suffixes: Mapping[str, str]
 ) -> tuple[dict[str, list[Path]], list[str]]:
-    """Files of a case by role; a lone file that is named like a seg is taken as one, with a note."""
+    """Files of a case by role, and a note where the seg has its odd name; what is named otherwise is none of them."""
     roles = {name + suffix: role for role, suffix in suffixes.items()}
+    if odd := ODD_SEG_NAMES.get(name):
+        roles[odd] = "seg"
     files: dict[str, list[Path]] = {role: [] for role in suffixes}
-    odd = []
     for path in sorted(path for folder in folders for path in folder.glob("*.nii*")):
         if not path.name.endswith((".nii", ".nii.gz")) or path.name.startswith(".") or not path.is_file():
             continue
-        stem = case_name(path)
-        if stem in roles:
-            files[roles[stem]].append(path)
-        elif ODD_SEG_NAME.fullmatch(stem):
-            odd.append(path)
-    if files["seg"] or len(odd) != 1:
-        return files, []
-    return {**files, "seg": odd}, [f"its seg is named {odd[0].name}"]
+        if role := roles.get(case_name(path)):
+            files[role].append(path)
+    return files, [f"its seg is named {path.name}" for path in files["seg"] if case_name(path) == odd]
 
 
 def tumour(parts: Mapping[int, int], is_binary: bool, case: Case, image: sitk.Image) -> tuple[np.ndarray, list[str]]:
@@ -284,7 +291,7 @@ def tumour(parts: Mapping[int, int], is_binary: bool, case: Case, image: sitk.Im
     import SimpleITK as sitk
 
     path = case.sources["lesion"]
-    seg = sitk.GetArrayFromImage(on_grid_of(read_image(path), image, f"seg {path.name}"))
+    seg = sitk.GetArrayFromImage(on_grid_of(read_placed(path), image, f"seg {path.name}"))
     result = np.zeros(seg.shape, np.uint8)
     for value in np.unique(seg[seg != 0]):
         if value not in parts:

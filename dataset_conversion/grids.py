@@ -24,14 +24,51 @@ def read_oriented(path: Path) -> sitk.Image:
     """Read an image and bring its axes into ``ORIENTATION``: permuted and reversed, nothing is interpolated.
 
     Raises:
-        InputError: the file is missing or damaged, or not 3-D.
+        InputError: see ``read_placed``.
     """
     import SimpleITK as sitk
 
+    return sitk.DICOMOrient(read_placed(path), ORIENTATION)
+
+
+def read_placed(path: Path) -> sitk.Image:
+    """Read a 3-D volume of numbers whose header tells how it lies in the patient.
+
+    Of a NIfTI file whose sform and qform are both of code 0 nobody knows that: ITK takes x to the left and y to the
+    back, other programs x to the left and y to the front.
+
+    Raises:
+        InputError: the file is missing or damaged, not 3-D, of complex numbers, or does not tell how it lies.
+    """
+    import SimpleITK as sitk
+
+    if _is_flat(path):
+        raise InputError(f"{path} is 2-D; a volume is needed.")
     image = read_image(path)
     if image.GetDimension() != 3:
         raise InputError(f"{path} is not 3-D.")
-    return sitk.DICOMOrient(image, ORIENTATION)
+    if image.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
+        raise InputError(f"{path} holds complex numbers. Give their magnitude.")
+    codes = {image.GetMetaData(key) for key in ("sform_code", "qform_code") if image.HasMetaDataKey(key)}
+    if codes == {"0"}:
+        raise InputError(
+            f"{path} does not tell how it lies in the patient: its NIfTI header has neither sform nor qform (both "
+            "codes are 0). Set one of them, once you have looked where left and right, front and back are."
+        )
+    return image
+
+
+def _is_flat(path: Path) -> bool:
+    """Whether a header tells of two axes; ITK reads such an image by chance alone, as two of three directions."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # read_image says why
+        return False
+    return reader.GetDimension() == 2
 
 
 def on_grid_of(other: sitk.Image, image: sitk.Image, what: str = "label", advice: str = "") -> sitk.Image:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from nnunet_anomaly.dataset_conversion.brain import (
     add_brain_arguments,
     brain_mask,
     brain_options,
+    check_in_brain,
     nifti_files,
     prepared,
     with_brain_masks,
@@ -36,11 +39,12 @@ LAYOUT = """\
 Every .nii.gz or .nii file at any depth is a case, but for brain masks. Subject, visit and site are told from names like
   IXI     IXI002-Guys-0828-T1.nii.gz                       subject IXI002, site Guys
   OASIS   OAS1_0001_MR1..., OAS2_0001_MR1..., OAS30001_..._d0129..., in the name of a file or of a folder above it
-  BIDS    sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz
-In all other folders every file is a subject. OASIS-1 and OASIS-2 come as Analyze files, which do not tell left from
-right: convert them to NIfTI first.
+  BIDS    sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz, in the name of the file or of the folders above it
+In all other folders every file is a subject, unless a table names subjects (--strata). OASIS-1 and OASIS-2 come as
+Analyze files, which do not tell left from right: convert them to NIfTI first.
 
 """
+SESSION = re.compile(r"ses-[A-Za-z0-9]+")
 NAMES = (
     re.compile(r"(?P<subject>IXI\d+)-(?P<site>[A-Za-z]+)-"),
     re.compile(r"(?P<subject>OAS[12]_\d{4})_(?P<visit>MR\d+)"),
@@ -68,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Convert the folder; see ``add_arguments``."""
     options = brain_options(args)
     cases = with_brain_masks(with_roles(args, list_cases(args.release, args.pattern, options.masks)), options)
+    if said := what_may_be_one_subject(cases, args.release):
+        print(f"WARNING: {said}", file=sys.stderr)
     more = {
         "pattern": args.pattern,
         "channel": args.channel,
@@ -98,8 +104,8 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
     A case has its file's name; where two files have one name, the names of the folders come before it.
 
     Raises:
-        InputError: there is no such folder or no such file, or a subject's visit has more than one: they may well be of
-            different sequences.
+        InputError: there is no such folder or no such file, two files would be cases of one name, or a subject's visit
+            has more than one: they may well be of different sequences.
     """
     not_an_image = "mask" if masks is None else tuple(suffix for suffix in MASK_SUFFIXES if suffix)
     inner = masks if masks is not None and masks.resolve() != release.resolve() else None
@@ -111,9 +117,15 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
         and (inner is None or not path.resolve().is_relative_to(inner.resolve()))
     ]
     if not files:
-        raise InputError(f"{release} has no NIfTI image that fits '{pattern}'.")
+        analyze = next((path for path in release.rglob("*.img") if not path.name.startswith(".")), None)
+        advice = f" {analyze} is of Analyze format: convert such files to NIfTI first." if analyze else ""
+        raise InputError(f"{release} has no NIfTI image that fits '{pattern}'.{advice}")
     number = Counter(map(case_name, files))
     cases = [_case(path, release, number[case_name(path)] > 1) for path in files]
+    number = Counter(case.case_id for case in cases)
+    alike = [case.details["sources"]["image"] for case in cases if number[case.case_id] > 1]
+    if alike:
+        raise InputError(f"{release} has files that would be cases of one name: {some_of(alike)}. Rename some of them.")
     visits = Counter((case.subject, case.visit) for case in cases)
     doubled = [case.case_id for case in cases if visits[case.subject, case.visit] > 1]
     if doubled:
@@ -130,17 +142,34 @@ def _case(path: Path, release: Path, by_folders: bool) -> Case:
     case_id = re.sub(r"[^A-Za-z0-9_-]", "_", "_".join([*words, case_name(path)]))
     details = {"sources": {"image": path.relative_to(release).as_posix()}}
     case = Case(case_id, case_id, None, {"image": path}, details)
-    for name in (case_name(path), *reversed(path.relative_to(release).parts[:-1])):
+    folders = path.relative_to(release).parts[-2::-1]
+    session = next((name for name in folders if SESSION.fullmatch(name)), None)
+    for name in (case_name(path), *folders):
         for known in NAMES:
             if match := known.search(name):
                 found = match.groupdict()
-                return replace(case, subject=found["subject"], visit=found.get("visit"), stratum=found.get("site"))
+                visit = found.get("visit") or session
+                return replace(case, subject=found["subject"], visit=visit, stratum=found.get("site"))
     return case
+
+
+def what_may_be_one_subject(cases: Sequence[Case], release: Path) -> str | None:
+    """What to say of files that lie in one folder of the release, each a subject of its own; ``None`` without any."""
+    unknown = [case for case in cases if case.subject == case.case_id]
+    folders = Counter(case.sources["image"].relative_to(release).parts[0] for case in unknown)
+    shared = [f"{name} ({number})" for name, number in sorted(folders.items()) if number > 1]
+    if not shared:
+        return None
+    return (
+        f"files of one folder are each taken as a subject of their own: {some_of(shared)}. If some are of one person, "
+        "who would be trained on and tested on, name subjects by --strata with a table of the columns case and subject."
+    )
 
 
 def convert_case(writer: DatasetWriter, case: Case, test: bool, options: BrainOptions) -> None:
     """Convert one case: its image as asked for, and its brain as label 1."""
     image = read_oriented(case.sources["image"])
     brain = brain_mask(case, [image], options)
+    check_in_brain(case.case_id, [image], writer.description.channel_names, brain)
     label = mask_image(brain, image)
     writer.write_case(case.case_id, [prepared(image, brain, options)], label, test=test, details=case.to_record())

@@ -16,10 +16,11 @@ from nnunet_anomaly.dataset_conversion.brain import (
     BrainOptions,
     brain_mask,
     brain_options,
+    check_in_brain,
     prepared,
     with_brain_masks,
 )
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_oriented
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_oriented, read_placed
 from nnunet_anomaly.dataset_conversion.roles import (
     TEST,
     UNLABELLED,
@@ -32,7 +33,6 @@ from nnunet_anomaly.dataset_conversion.roles import (
 from nnunet_anomaly.dataset_conversion.runner import Case, convert_cases, open_writer
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter
 from nnunet_anomaly.errors import LabelError
-from nnunet_anomaly.files import read_image
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -72,7 +72,8 @@ def convert_lesion_release(
     """
     options = brain_options(args)
     cases = with_brain_masks(with_roles(args, cases), options)
-    more = {"brain": options.to_origin(), "allow_empty": args.allow_empty, **role_options(args, cases), **origin}
+    # without allow_empty, which changes no finished case: it is the way out for a failed one
+    more = {"brain": options.to_origin(), **role_options(args, cases), **origin}
     writer = open_writer(args, cases, description, more)
     save_roles(args, writer, cases)
     extra = (read_lesions, options, args.allow_empty)
@@ -89,11 +90,11 @@ def convert_case(
     """
     images = read_channels(case, writer.description.channel_names)
     brain = brain_mask(case, images, options)
-    channels = [prepared(image, brain, options) for image in images]
+    check_in_brain(case.case_id, images, writer.description.channel_names, brain)
     if case.role == UNLABELLED:
-        details = case.to_record()
+        channels = [prepared(image, brain, options) for image in images]
         masks = {"brainsTs": mask_image(brain, images[0])}
-        writer.write_case(case.case_id, channels, None, test=test, masks=masks, details=details)
+        writer.write_case(case.case_id, channels, None, test=test, masks=masks, details=case.to_record())
         return
     lesions, notes = read_lesions(case, images[0])
     if not lesions.any():
@@ -103,11 +104,12 @@ def convert_case(
             )
         notes = [*notes, "it has no lesion"]
     if outside := np.count_nonzero((lesions != 0) & ~brain):
-        notes = [*notes, f"{outside} voxels of lesion lie outside of the brain mask; they are labelled as lesion"]
+        notes = [*notes, f"{outside} voxels of lesion lie outside of the brain mask; they are taken as brain"]
+    brain |= lesions != 0  # before images are set to 0 outside of it: a lesion is looked for in what is left of them
     label = np.where(lesions != 0, lesions + BRAIN, brain.astype(np.uint8) * BRAIN)
     writer.write_case(
         case.case_id,
-        channels,
+        [prepared(image, brain, options) for image in images],
         mask_image(label, images[0]),
         test=test,
         masks={LESION_FOLDERS.get(case.role or "", "lesionsTr"): mask_image(lesions != 0, images[0])},
@@ -124,7 +126,7 @@ def read_channels(case: Case, names: Sequence[str]) -> list[sitk.Image]:
     """
     first = read_oriented(case.sources[names[0]])
     others = [
-        on_grid_of(read_image(case.sources[name]), first, f"{name} image {case.sources[name].name}")
+        on_grid_of(read_placed(case.sources[name]), first, f"{name} image {case.sources[name].name}")
         for name in names[1:]
     ]
     return [first, *others]

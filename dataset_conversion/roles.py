@@ -7,15 +7,15 @@ validation images of 2008 healthy ones, stratified by scanner) is made again by 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nnunet_anomaly.dataset_conversion.case_table import check_rows, read_case_table, with_table
 from nnunet_anomaly.dataset_conversion.runner import Case, held_out_of, subjects_of
-from nnunet_anomaly.dataset_conversion.splits import Splits, folds_by_subject, order_key, some_of
+from nnunet_anomaly.dataset_conversion.splits import Splits, folds_by_subject, order_key
 from nnunet_anomaly.dataset_conversion.writer import DatasetWriter
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import save_json
@@ -46,12 +46,15 @@ def add_role_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="CSV",
         help="table with the columns case (a case or a subject) and stratum (its scanner, site ...), for folds and "
-        "draws in proportion; without it, by the site where file names or folders tell it",
+        "draws in proportion, or subject (whose scan it is), or both; what it does not tell is by file names and "
+        "folders",
     )
 
 
 def with_roles(args: argparse.Namespace, cases: Sequence[Case]) -> list[Case]:
-    """The cases with stratum, role and ``test``; cases with a problem are drawn too, so that mending moves no other.
+    """The cases with stratum, subject, role and ``test``.
+
+    Cases with a problem are drawn too, so that mending them moves no other.
 
     Raises:
         InputError: a number is negative or cannot be drawn by whole subjects, the table of strata is not usable, or no
@@ -60,12 +63,14 @@ def with_roles(args: argparse.Namespace, cases: Sequence[Case]) -> list[Case]:
     """
     if args.test and args.test_list is not None:
         raise InputError("--test draws test cases and --test-list names them: give one of the two.")
-    strata = read_strata(args.strata, cases) if args.strata is not None else {}
+    table = read_case_table(args.strata) if args.strata is not None else {}
+    named = cases
+    cases = with_table(named, table)
     held_out = held_out_of(args, cases)
-    cases = [
-        replace(case, stratum=strata.get(case.case_id, case.stratum), test=case.case_id in held_out) for case in cases
-    ]
+    cases = [replace(case, test=case.case_id in held_out) for case in cases]
     free = [case for case in cases if not case.test]
+    if args.strata is not None:  # of those alone that are drawn or dealt out to folds
+        check_rows(args.strata, table, [case for case in named if case.case_id not in held_out])
     test = draw(free, args.test, args.seed, "--test")
     validation = draw([case for case in free if case.case_id not in test], args.validation, args.seed, "--validation")
     if len(test) == len(free):
@@ -97,8 +102,8 @@ def stratum_of_subjects(cases: Sequence[Case]) -> dict[str, str]:
 def draw(cases: Sequence[Case], number: int, seed: int, option: str) -> set[str]:
     """Names of ``number`` cases, all of a subject's or none, from every stratum in proportion to its cases.
 
-    Shares are rounded by largest remainder, so that a stratum's differs from its exact one by less than a case, unless
-    subjects with several cases do not fit into it; then subjects of other strata make up the number.
+    Shares are rounded by largest remainder, so that a stratum's differs from its exact one by less than a case. Where
+    subjects with several cases do not add up to the shares, the numbers nearest to them (least squares) that do.
 
     Raises:
         InputError: there are not so many cases, or whole subjects do not add up to the number.
@@ -110,21 +115,73 @@ def draw(cases: Sequence[Case], number: int, seed: int, option: str) -> set[str]
     for case in cases:
         names[case.subject].append(case.case_id)
         sizes[stratum_of[case.subject]] += 1
-    left = shares(sizes, number, seed)
-    shuffled = sorted(names, key=lambda subject: order_key(seed, subject))
-    drawn: dict[str, list[str]] = {}
-    for subject in shuffled:
-        if len(names[subject]) <= left[stratum_of[subject]]:
-            left[stratum_of[subject]] -= len(names[subject])
-            drawn[subject] = names[subject]
-    missing = sum(left.values())
-    for subject in shuffled:
-        if subject not in drawn and len(names[subject]) <= missing:
-            missing -= len(names[subject])
-            drawn[subject] = names[subject]
-    if missing:
-        raise InputError(f"{option} {number} would part the scans of a subject; try {number - missing}.")
-    return {name for members in drawn.values() for name in members}
+    subjects = defaultdict(list)
+    for subject in sorted(names, key=lambda subject: order_key(seed, subject)):
+        subjects[stratum_of[subject]].append(subject)
+    cases_per_subject = {stratum: [len(names[one]) for one in members] for stratum, members in subjects.items()}
+    possible = {stratum: bits_of(sums_of(members)[0]) for stratum, members in cases_per_subject.items()}
+    numbers = nearest_numbers(possible, shares(sizes, number, seed), number)
+    if numbers is None:
+        every = bits_of(sums_of([len(members) for members in names.values()])[0])
+        near = [max(n for n in every if n < number), min(n for n in every if n > number)]
+        raise InputError(
+            f"{option} {number} would part the scans of a subject: whole subjects of the {len(cases)} cases to draw "
+            f"from do not add up to it; try {' or '.join(str(n) for n in near if n)}."
+        )
+    return {
+        name
+        for stratum, members in subjects.items()
+        for subject, is_drawn in zip(members, first_with_sum(cases_per_subject[stratum], numbers[stratum]), strict=True)
+        if is_drawn
+        for name in names[subject]
+    }
+
+
+def sums_of(sizes: Sequence[int]) -> list[int]:
+    """What some of ``sizes[i:]`` can add up to, for every i up to ``len(sizes)``: bit n is set if it can be n."""
+    sums = [1]
+    for size in reversed(sizes):
+        sums.append(sums[-1] | sums[-1] << size)
+    return sums[::-1]
+
+
+def bits_of(sums: int) -> list[int]:
+    """The numbers whose bits are set, ascending."""
+    return [number for number in range(sums.bit_length()) if sums >> number & 1]
+
+
+def first_with_sum(sizes: Sequence[int], total: int) -> list[bool]:
+    """Which of ``sizes`` to take for them to add up to ``total``, each in turn if the later ones can make up the rest.
+
+    Args:
+        sizes: all above 0.
+        total: what some of them add up to.
+    """
+    taken = []
+    for size, later in zip(sizes, sums_of(sizes)[1:], strict=True):
+        taken.append(total >= size and bool(later >> (total - size) & 1))
+        total -= size * taken[-1]
+    return taken
+
+
+def nearest_numbers(
+    possible: Mapping[str, Sequence[int]], wanted: Mapping[str, int], total: int
+) -> dict[str, int] | None:
+    """One possible number a stratum, ``total`` together, of least squared distance to the wanted ones.
+
+    ``None`` if no choice adds up to ``total``. By dynamic programming over strata.
+    """
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
+    for stratum, numbers in possible.items():
+        longer: dict[int, tuple[int, list[int]]] = {}
+        for so_far, (cost, chosen) in sorted(best.items()):
+            for number in numbers:
+                new = cost + (number - wanted[stratum]) ** 2
+                together = so_far + number
+                if together <= total and (together not in longer or new < longer[together][0]):
+                    longer[together] = (new, [*chosen, number])
+        best = longer
+    return dict(zip(possible, best[total][1], strict=True)) if total in best else None
 
 
 def shares(sizes: Mapping[str, int], number: int, seed: int) -> dict[str, int]:
@@ -134,33 +191,6 @@ def shares(sizes: Mapping[str, int], number: int, seed: int) -> dict[str, int]:
     ranked = sorted(parts, key=lambda name: (-parts[name][1], order_key(seed, "stratum", name)))
     more = set(ranked[: number - sum(whole for whole, _ in parts.values())])
     return {name: whole + (name in more) for name, (whole, _) in parts.items()}
-
-
-def read_strata(path: Path, cases: Sequence[Case]) -> dict[str, str]:
-    """Stratum of every case from a table with the columns ``case`` and ``stratum``; a subject stands for its cases.
-
-    Raises:
-        InputError: no such file or columns, a name twice or without stratum, or a case that is not in the table.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle))
-    except FileNotFoundError:
-        raise InputError(f"The table of strata {path} does not exist.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not readable as CSV: {error}") from error
-    stratum_of: dict[str, str] = {}
-    for row in rows:
-        name, stratum = ((row.get(column) or "").strip() for column in ("case", "stratum"))
-        if not name or not stratum:
-            raise InputError(f"{path}: every row needs a case and a stratum, in columns of these names; one is {row}.")
-        if name in stratum_of:
-            raise InputError(f"{path} has {name} twice.")
-        stratum_of[name] = stratum
-    missing = [case.case_id for case in cases if case.case_id not in stratum_of and case.subject not in stratum_of]
-    if missing:
-        raise InputError(f"{path} has no row for {some_of(missing)}, nor for their subjects.")
-    return {case.case_id: stratum_of.get(case.case_id) or stratum_of[case.subject] for case in cases}
 
 
 def make_folds(cases: Sequence[Case], subjects: Mapping[str, str]) -> Splits:

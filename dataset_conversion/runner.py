@@ -15,7 +15,7 @@ from nnunet_anomaly.dataset_conversion.integrity import as_text
 from nnunet_anomaly.dataset_conversion.splits import Splits, held_out_cases, read_id_list
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter
 from nnunet_anomaly.errors import InputError, NnunetFolderError
-from nnunet_anomaly.files import load_json, nnunet_folder, run_cases
+from nnunet_anomaly.files import load_json, made_from, nnunet_folder, run_cases
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Case:
     role: str | None = None
     stratum: str | None = None
     problem: str | None = None
+
+    def made_from(self) -> Any:
+        """Its files as they are now, and what is recorded of it, to tell whether it must be converted again."""
+        return made_from([path for _, path in sorted(self.sources.items())], self.to_record())
 
     def to_record(self, **more: Any) -> dict[str, Any]:
         """What is recorded of it in ``cases.json``."""
@@ -131,7 +135,8 @@ def open_writer(
         "test_cases": sorted(held_out_of(args, cases)),
         **options,
     }
-    writer = DatasetWriter(dataset_folder(args), description, origin)
+    sources = {case.case_id: case.made_from() for case in cases}
+    writer = DatasetWriter(dataset_folder(args), description, origin, sources)
     writer.claim([case.case_id for case in cases])
     return writer
 
@@ -164,7 +169,7 @@ def convert_cases(
     pending = [case for case in cases if case.problem is None and case.case_id not in kept]
     outcome = run_cases(
         function,
-        [(case.case_id, (writer, case, case.case_id in held_out, *extra)) for case in pending],
+        [(case.case_id, (writer.for_case(case.case_id), case, case.case_id in held_out, *extra)) for case in pending],
         args.np,
         f"Converting to {writer.folder.name}",
     )

@@ -11,8 +11,9 @@ What it makes::
         integrity_report.json                                       is the dataset complete, and what is in it
         conversion/origin.json  conversion/<case>.json              what a later run needs to go on
 
-A case is finished when ``conversion/<case>.json`` is there, which is written last, and its files have the sizes that
-it names. A run that was killed leaves at most files without that record; the next run replaces them.
+A case is finished when ``conversion/<case>.json`` is there, which is written last, its files have the sizes that it
+names, and what it says it was made from is still what there is. A run that was killed leaves at most files without that
+record; the next run replaces them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,11 +84,18 @@ class DatasetWriter:
         description: names, labels and texts for dataset.json.
         origin: what the dataset is made from and how (format, release folder, options that change the result); a
             folder made from something else is refused.
+        made_from: of every case, as ``files.made_from`` tells it; one that was made from something else is not
+            finished.
     """
 
     folder: Path
     description: DatasetDescription
     origin: Mapping[str, Any] = field(default_factory=dict)
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_case(self, case_id: str) -> DatasetWriter:
+        """A writer of this case alone, so that workers are not sent what all others are made from."""
+        return replace(self, made_from={case_id: self.made_from.get(case_id)})
 
     # ---- the folder as a whole
 
@@ -181,6 +189,8 @@ class DatasetWriter:
         if not path.is_file():
             return None
         record = load_json(path)
+        if record.get("made_from") != self.made_from.get(case_id):
+            return None
         for name, size in record["files"].items():
             file = self.folder / name
             if not file.is_file() or file.stat().st_size != size:
@@ -188,7 +198,7 @@ class DatasetWriter:
         return record
 
     def is_finished(self, case_id: str) -> bool:
-        """Whether all files of the case are there, each as it was written."""
+        """Whether all files of the case are there, each as it was written, from what it is to be made from now."""
         return self.record(case_id) is not None
 
     def write_case(
@@ -240,6 +250,7 @@ class DatasetWriter:
             for folder_name, mask in masks.items():
                 write_image(_as_uint8(mask), self.mask_path(case_id, folder_name))
             record = {"test": test, **(details or {}), **facts, "files": self._file_sizes(case_id, test)}
+            record["made_from"] = self.made_from.get(case_id)
             save_json(record, self._record_path(case_id))
         except BaseException:
             self._remove_case(case_id)
@@ -292,7 +303,10 @@ class DatasetWriter:
             ]
         report = integrity_report(self.folder.name, self.description.labels, records, failed, finished_splits)
         save_json(
-            {case_id: {k: v for k, v in record.items() if k != "files"} for case_id, record in records.items()},
+            {
+                case_id: {key: value for key, value in record.items() if key not in ("files", "made_from")}
+                for case_id, record in records.items()
+            },
             self.folder / "cases.json",
         )
         save_json(report, self.folder / "integrity_report.json")

@@ -202,10 +202,31 @@ def _check(phantom: BrainPhantom) -> None:
 def _files_in(folder: Path | None, option: str) -> tuple[Path, ...]:
     if folder is None:
         return ()
-    paths = sorted(path for path in Path(folder).glob("*.nii*") if path.name.endswith((".nii", ".nii.gz")))
+    paths = sorted(
+        path
+        for path in Path(folder).glob("*.nii*")
+        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")  # ._name.nii.gz is macOS's
+    )
     if not paths:
         raise InputError(f"{option}: there is no .nii or .nii.gz file in {folder}.")
+    for path in paths:
+        _check_is_volume(path, option)
     return tuple(paths)
+
+
+def _check_is_volume(path: Path, option: str) -> None:
+    """Raise an ``InputError`` for an image by whose header ITK fails in its own words: 2-D, or of complex numbers."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # read_image says why
+        return
+    is_complex = reader.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+    if reader.GetDimension() == 2 or is_complex:
+        raise InputError(f"{option}: {path} is {'of complex numbers' if is_complex else '2-D'}; a volume is needed.")
 
 
 def _parameters(phantom: BrainPhantom, inputs: Inputs) -> dict[str, Any]:

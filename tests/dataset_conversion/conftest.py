@@ -183,8 +183,8 @@ def head(seed: int, shape: tuple[int, int, int] = (10, 12, 14)) -> tuple[np.ndar
     return np.where(grey > 0, grey + rng.integers(0, 20, shape), 0).astype(np.int16), brain, lesion
 
 
-def flipped_image(array: np.ndarray, spacing_mm: tuple[float, float, float] = (1.5, 1.0, 0.8)) -> sitk.Image:
-    """A volume that is not isotropic and whose first two axes run backwards, as those of BraTS do."""
+def flipped_image(array: np.ndarray, spacing_mm: tuple[float, float, float] = (15, 10, 8)) -> sitk.Image:
+    """A volume that is not isotropic and whose first two axes run backwards, as those of BraTS do; a head has 0.5 l."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array))
     image.SetSpacing(spacing_mm[::-1])
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))

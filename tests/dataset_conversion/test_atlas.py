@@ -78,6 +78,11 @@ def test_r11_is_converted_with_the_union_of_all_lesion_files(release, masks, raw
         np.testing.assert_array_equal(label, np.where(lesion > 0, 2, brain))
         np.testing.assert_array_equal(heads.read(dataset(raw) / "lesionsTr" / f"{name}.nii.gz"), lesion > 0)
     cases = load(raw, "cases")
+    assert cases["031769_t02"]["sources"] == {
+        "T1": "Only_Data/Site1/031769/t02/031769_t1w_deface_stx.nii.gz",
+        "lesion_0": "Only_Data/Site1/031769/t02/031769_LesionSmooth_stx.nii.gz",
+        "brain_mask": "031769_t02.nii.gz",
+    }
     assert [cases[name]["stratum"] for name in CASES_11] == ["Site1", "Site1", "Site2", "Site2"]
     assert (cases["031769_t02"]["subject"], cases["031769_t02"]["visit"]) == ("031769", "t02")
     splits = load(raw, "splits_final")
@@ -122,6 +127,7 @@ def test_20_with_its_testing_part_without_masks(tmp_path, raw, heads):
     template = heads.write(tmp_path / "mni_mask.nii.gz", heads.head(0)[1].astype(np.uint8))
     assert convert(release, "--brain-masks", template) == 0
     cases = load(raw, "cases")
+    assert {case["sources"]["brain_mask"] for case in cases.values()} == {"mni_mask.nii.gz"}
     assert {name: case["role"] for name, case in cases.items()} == {
         "sub-r001s001_ses-1": "train",
         "sub-r002s001_ses-1": "train",
@@ -167,13 +173,21 @@ def test_one_empty_file_of_several_is_noted(release, masks, raw):
     assert load(raw, "cases")["031769_t01"]["notes"] == ["its lesion file 031769_LesionSmooth_1_stx.nii.gz is empty"]
 
 
-def test_lesion_outside_of_the_brain_mask_is_kept_and_noted(release, masks, raw, heads):
+def test_lesion_outside_of_the_brain_mask_is_kept_in_label_and_image_and_noted(release, masks, raw, heads):
     brain = heads.head(0)[1].astype(np.uint8)
     brain[3, 4, 5] = 0
     heads.write(masks / "031769_t01.nii.gz", brain)
     assert convert(release, "--brain-masks", masks) == 0
     assert "1 voxels of lesion lie outside of the brain mask" in load(raw, "cases")["031769_t01"]["notes"][0]
     assert heads.read(dataset(raw) / "labelsTr" / "031769_t01.nii.gz")[3, 4, 5] == 2
+    image = heads.read(dataset(raw) / "imagesTr" / "031769_t01_0000.nii.gz")
+    assert image[3, 4, 5] == heads.head(0)[0][3, 4, 5] > 0
+
+
+def one_voxel(image: sitk.Image) -> sitk.Image:
+    image = image * 0
+    image[5, 5, 5] = 1
+    return image
 
 
 @pytest.mark.parametrize(
@@ -184,9 +198,18 @@ def test_lesion_outside_of_the_brain_mask_is_kept_and_noted(release, masks, raw,
             lambda path: (path.parent / "a").mkdir() or shutil.copy(path, path.parent / "a"),
             "found: 031800_t01.nii.gz, a/",
         ),
+        (
+            lambda path: shutil.copy(path, path.with_name("031800_t1w_deface_stx_mask.nii.gz")),
+            "found: 031800_t01.nii.gz, 031800_t1w_deface_stx_mask.nii.gz",
+        ),
+        (
+            lambda path: shutil.copy(path, path.with_name("031800_t01_brain_mask.nii.gz")),
+            "found: 031800_t01.nii.gz, 031800_t01_brain_mask.nii.gz",
+        ),
         (lambda path: spoil(path, lambda image: sitk.Mean(image * 100)), "has more than two values: it is no brain"),
         (lambda path: spoil(path, lambda image: image * 0), "its brain mask is empty"),
         (lambda path: spoil(path, lambda image: image * 0 + 1), "its brain mask is the whole image"),
+        (lambda path: spoil(path, one_voxel), "its brain mask has 1.2 ml, and a brain 300 to 2500 ml (--brain-ml)"),
         (lambda path: spoil(path, lambda image: image[2:]), "brain mask 031800_t01.nii.gz lies up to"),
     ],
 )
@@ -206,6 +229,24 @@ def test_failed_case_is_mended_by_the_same_command(release, masks, raw):
     mask.write_bytes(content)
     assert convert(release, "--brain-masks", masks, "--validation", 1) == 0
     assert (load(raw, "roles"), (dataset(raw) / "labelsTr" / "031801_t01.nii.gz").stat().st_mtime_ns) == before
+
+
+def test_case_whose_sources_changed_is_converted_again_and_it_alone(release, masks, raw, heads, capsys):
+    assert convert(release, "--brain-masks", masks) == 0
+    written = {name: (dataset(raw) / "labelsTr" / f"{name}.nii.gz").stat().st_mtime_ns for name in CASES_11}
+    brain = heads.head(2)[1].astype(np.uint8)
+    brain[4, 8, 8] = 0
+    heads.write(masks / "031800_t01.nii.gz", brain)
+    (scan(release, 3) / "031801_LesionSmooth_stx.nii.gz").unlink()
+    assert convert(release, "--brain-masks", masks) == 1
+    assert "1 cases converted now, 2 kept from before." in capsys.readouterr().out
+    assert failed(raw) == {"031801_t01": "it has no lesion file"}
+    assert not list(dataset(raw).glob("*Tr/031801_t01*"))
+    image = heads.read(dataset(raw) / "imagesTr" / "031800_t01_0000.nii.gz")
+    assert image[4, 8, 8] == 0 < heads.head(2)[0][4, 8, 8]
+    for name in CASES_11[:2]:
+        assert (dataset(raw) / "labelsTr" / f"{name}.nii.gz").stat().st_mtime_ns == written[name]
+    assert "made_from" not in load(raw, "cases")["031769_t01"]
 
 
 def test_mask_that_could_be_of_two_visits_is_refused(release, tmp_path, raw, heads):

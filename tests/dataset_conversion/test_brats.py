@@ -18,6 +18,13 @@ from nnunet_anomaly.dataset_roles import roi_labels
 OLD = {"t1": "_t1", "t1ce": "_t1ce", "t2": "_t2", "flair": "_flair", "seg": "_seg"}
 NEW = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
 NAMES_2020 = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3, 4, 355)]
+MAPPING = """\
+Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID
+HGG,Brats17_CBICA_AAB_1,Brats18_CBICA_AAB_1,NA,BraTS19_CBICA_AAB_1,BraTS20_Training_001
+HGG,NA,NA,NA,BraTS19_TMC_0629_1,BraTS20_Training_002
+LGG,Brats17_TCIA_131_1,Brats18_TCIA01_131_1,TCGA-1,NA,BraTS20_Training_003
+LGG,NA,NA,NA,NA,BraTS20_Training_004
+"""
 VALUE = {"t1": 0, "t1ce": 1000, "t2": 2000, "flair": 3000}  # added to the brain, so that files are told apart
 
 
@@ -41,7 +48,8 @@ def release(tmp_path, heads) -> Path:
         write_case(heads, training / name, seed, ending=".nii")
     folder = training / NAMES_2020[-1]
     (folder / f"{NAMES_2020[-1]}_seg.nii").rename(folder / "W39_1998.09.19_Segm.nii")
-    (training / "name_mapping.csv").write_text("Grade,BraTS_2020_subject_ID\n")
+    (training / "name_mapping.csv").write_text(MAPPING)
+    (training / "._name_mapping.csv").write_bytes(b"\xff a copy by macOS")
     for number in (1, 2):
         folder = tmp_path / "BraTS2020" / "MICCAI_BraTS2020_ValidationData" / f"BraTS20_Validation_{number:03d}"
         write_case(heads, folder, 20 + number, ending=".nii", seg=False)
@@ -76,7 +84,7 @@ def test_2020_is_converted(release, raw, heads):
             np.testing.assert_array_equal(heads.read(written), image)
             geometry = sitk.ReadImage(str(written))
             assert geometry.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
-            np.testing.assert_allclose(geometry.GetSpacing(), (0.8, 1, 1.5))
+            np.testing.assert_allclose(geometry.GetSpacing(), (8, 10, 15))
         expected = np.where(lesion > 0, 2, brain)  # the hole is filled
         np.testing.assert_array_equal(heads.read(folder / "labelsTr" / f"{name}.nii.gz"), expected)
         np.testing.assert_array_equal(heads.read(folder / "lesionsTr" / f"{name}.nii.gz"), lesion > 0)
@@ -91,6 +99,47 @@ def test_odd_seg_of_case_355_is_taken_and_noted(release, raw):
     assert convert(release) == 0
     assert load(raw, "cases")[NAMES_2020[-1]]["notes"] == ["its seg is named W39_1998.09.19_Segm.nii"]
     assert load(raw, "cases")[NAMES_2020[0]]["notes"] == []
+
+
+def test_name_mapping_tells_grade_and_institution(release, raw, capsys):
+    options = ("--validation", "2")
+    assert convert(release, *options) == 0
+    cases = load(raw, "cases")
+    strata = ["HGG CBICA", "HGG TMC", "LGG TCIA01", "LGG", None]
+    assert [cases[name]["stratum"] for name in NAMES_2020] == strata
+    assert cases[NAMES_2020[3]]["grade"] == "LGG"
+    mapping = release / "MICCAI_BraTS2020_TrainingData" / "name_mapping.csv"
+    mapping.write_text(MAPPING.replace("2020_subject", "2099_subject"))  # of another release
+    assert convert(release, *options, "--name", "Other", "-d", "399") == 0
+    assert json.loads((raw / "Dataset399_Other" / "cases.json").read_text())[NAMES_2020[0]]["stratum"] is None
+    mapping.write_bytes(b"\xff\xfe\x00")
+    assert convert(release, "--name", "Third", "-d", "398") == 2
+    assert "name_mapping.csv is not readable as CSV" in capsys.readouterr().err
+
+
+def test_table_of_strata_needs_no_rows_for_cases_that_are_never_drawn(release, raw, tmp_path, capsys):
+    table = tmp_path / "scanners.csv"
+    table.write_text("case,stratum\n" + "".join(f"{name},GE\n" for name in NAMES_2020))
+    assert convert(release, "--strata", str(table)) == 0
+    assert load(raw, "roles")["strata"] == {"GE": {"train": 5}, "unknown": {"unlabelled": 2}}
+    table.write_text(f"case,stratum\n{NAMES_2020[0]},GE\n")
+    assert convert(release, "--strata", str(table)) == 2
+    assert f"has no row for {NAMES_2020[1]}, " in capsys.readouterr().err
+
+
+def test_no_other_file_is_taken_for_a_seg(release, raw):
+    training = release / "MICCAI_BraTS2020_TrainingData"
+    wrong = training / NAMES_2020[0] / f"{NAMES_2020[1]}_seg.nii"  # of another case
+    (training / NAMES_2020[0] / f"{NAMES_2020[0]}_seg.nii").rename(wrong)
+    (training / NAMES_2020[2] / f"{NAMES_2020[2]}_seg.nii").rename(training / NAMES_2020[2] / "W39_1998.09.19_Segm.nii")
+    validation = release / "MICCAI_BraTS2020_ValidationData" / "BraTS20_Validation_001"
+    for name in (f"{validation.name}_mymodel_seg.nii", "W39_1998.09.19_Segm.nii"):
+        (validation / name).write_bytes(wrong.read_bytes())
+    assert convert(release) == 1
+    assert list(load(raw, "integrity_report")["failed"]) == [NAMES_2020[0], NAMES_2020[2]]
+    assert "one seg file is needed; found: none" in load(raw, "integrity_report")["failed"][NAMES_2020[0]]
+    assert load(raw, "cases")[validation.name]["role"] == "unlabelled"
+    assert not (dataset(raw) / "labelsTs").exists()
 
 
 def test_validation_cases_without_seg_go_to_images_ts_with_their_brain(release, raw, heads):
@@ -197,11 +246,12 @@ def test_2024_keeps_label_4_the_resection_cavity(tmp_path, raw, heads):
     assert load(raw, "dataset")["regions_class_order"] == [1, 3, 2, 4, 5]
 
 
-def test_gli_of_an_unknown_year_needs_the_option(tmp_path, raw, heads, capsys):
-    gli(heads, tmp_path / "glioma", (1, 2, 4))
-    assert convert(tmp_path / "glioma") == 2
+@pytest.mark.parametrize("folder", ["glioma", "download_2023", "BraTS-2024-03-01", "BraTS2023 and BraTS2024"])
+def test_gli_of_an_unknown_year_needs_the_option(tmp_path, raw, heads, capsys, folder):
+    gli(heads, tmp_path / folder, (1, 2, 4))
+    assert convert(tmp_path / folder) == 2
     assert "Give --year 2023 or --year 2024" in capsys.readouterr().err
-    assert convert(tmp_path / "glioma", "--year", "2023") == 1
+    assert convert(tmp_path / folder, "--year", "2023") == 1
     failed = load(raw, "integrity_report")["failed"]
     assert "has label 4; this release of BraTS has 1, 2, 3. Is it another release" in failed["BraTS-GLI-00000-000"]
 
@@ -266,7 +316,9 @@ def test_sequence_that_is_not_asked_for_may_be_missing(release, raw):
 def test_empty_lesions_are_taken_on_request(release, raw, heads):
     name = NAMES_2020[1]
     spoil(release / "MICCAI_BraTS2020_TrainingData" / name / f"{name}_seg.nii", lambda image: image * 0)
-    assert convert(release, "--allow-empty") == 0
+    assert convert(release) == 1
+    assert "take such cases by --allow-empty" in load(raw, "integrity_report")["failed"][name]
+    assert convert(release, "--allow-empty") == 0  # goes on
     assert load(raw, "cases")[name]["notes"] == ["it has no lesion"]
     assert not heads.read(dataset(raw) / "lesionsTr" / f"{name}.nii.gz").any()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_oriented
-from nnunet_anomaly.errors import GeometryError
+from nnunet_anomaly.dataset_conversion.grids import on_grid_of, read_oriented, read_placed
+from nnunet_anomaly.errors import GeometryError, InputError
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR", "SAL"])
@@ -49,3 +50,29 @@ def test_images_of_heads_are_brought_into_one_orientation_exactly(tmp_path):
     for index in ((0, 0, 0), (1, 2, 3), (3, 5, 4)):
         there = image.TransformPhysicalPointToIndex(found.TransformIndexToPhysicalPoint(index))
         assert found[index] == image[there]
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "message"),
+    [
+        (np.ones((4, 5, 6), np.int16), None, r"neither sform nor qform \(both codes are 0\)"),
+        (np.ones((4, 5, 6), np.complex64), np.eye(4), "holds complex numbers. Give their magnitude"),
+        (np.ones((5, 6), np.int16), np.eye(4)[[1, 2, 0, 3]], "is 2-D; a volume is needed"),
+    ],
+)
+def test_files_that_do_not_tell_where_their_voxels_are_or_have_no_grey_values_are_named(
+    tmp_path, array, affine, message
+):
+    nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "head.nii.gz")
+    for read in (read_placed, read_oriented):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "head.nii.gz")
+
+
+@pytest.mark.parametrize("which", ["sform", "qform"])
+def test_one_of_sform_and_qform_is_enough(tmp_path, which):
+    image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4))
+    image.set_sform(np.eye(4), int(which == "sform"))
+    image.set_qform(np.eye(4), int(which == "qform"))
+    nibabel.save(image, tmp_path / "head.nii.gz")
+    assert read_placed(tmp_path / "head.nii.gz").GetSize() == (4, 5, 6)

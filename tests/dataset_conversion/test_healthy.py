@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -13,6 +14,7 @@ from scipy import ndimage
 from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.dataset_conversion.brain import BrainOptions, n4_corrected, prepared
 from nnunet_anomaly.dataset_conversion.healthy import list_cases
+from nnunet_anomaly.errors import InputError
 
 IXI = ["IXI002-Guys-0828-T1", "IXI012-HH-1211-T1", "IXI013-HH-1212-T1", "IXI014-IOP-0001-T1", "IXI015-Guys-0900-T1"]
 
@@ -98,6 +100,7 @@ def test_strata_from_a_table(release, masks, raw, tmp_path):
             "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
             ("sub-01_ses-1_T1w", "sub-01", "ses-1", None),
         ),
+        ("sub-02/ses-2/anat/T1w.nii.gz", ("T1w", "sub-02", "ses-2", None)),
         ("some where/a head.nii", ("a_head", "a_head", None, None)),
     ],
 )
@@ -113,6 +116,36 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [case.case_id for case in list_cases(tmp_path, "*", None)] == ["a_T1", "b_T1", "T2"]
+
+
+def test_subjects_by_a_table_share_a_fold_and_without_it_a_warning_is_given(tmp_path, raw, heads, capsys):
+    for seed in range(3):
+        grey, brain, _ = heads.head(seed)
+        for visit in ("baseline", "followup"):
+            heads.write(tmp_path / "in" / f"patient{seed}" / visit / "T1.nii.gz", np.where(brain, grey, 0))
+    assert convert(tmp_path / "in", "--stripped") == 0
+    assert "patient0 (2), patient1 (2), patient2 (2). If some are of one person" in capsys.readouterr().err
+    table = tmp_path / "subjects.csv"
+    rows = [f"patient{seed}_{visit}_T1,patient{seed}\n" for seed in range(3) for visit in ("baseline", "followup")]
+    table.write_text("case,subject\n" + "".join(rows))
+    assert convert(tmp_path / "in", "--stripped", "--strata", table) == 0
+    assert "one person" not in capsys.readouterr().err
+    for split in load(raw, "splits_final"):
+        assert not {name[:8] for name in split["train"]} & {name[:8] for name in split["val"]}
+    assert load(raw, "cases")["patient1_baseline_T1"]["subject"] == "patient1"
+
+
+def test_names_that_become_one_case_name_are_refused(tmp_path):
+    for name in ("a b.nii.gz", "a_b.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"cases of one name: a b.nii.gz, a_b.nii.gz. Rename"):
+        list_cases(tmp_path, "*", None)
+
+
+def test_analyze_files_are_named(tmp_path):
+    (tmp_path / "OAS1_0001_MR1.img").touch()
+    with pytest.raises(InputError, match=r"OAS1_0001_MR1.img is of Analyze format: convert such files to NIfTI"):
+        list_cases(tmp_path, "*", None)
 
 
 def test_masks_beside_the_images_are_no_images(tmp_path, raw, heads):
@@ -148,10 +181,30 @@ def test_image_that_is_stripped_already(tmp_path, raw, heads):
         grey, brain, _ = heads.head(seed)
         heads.write(tmp_path / "in" / f"p{seed}.nii.gz", np.where(brain, grey, 0).astype(np.int16))
     heads.write(tmp_path / "in" / "whole.nii.gz", heads.head(0)[0] + 1)
+    scan = heads.head(0, shape=(14, 16, 16))[0] + 1
+    scan[0] = 0
+    heads.write(tmp_path / "in" / "with_skull.nii.gz", scan)
     assert convert(tmp_path / "in", "--stripped") == 1
+    failed = load(raw, "integrity_report")["failed"]
+    assert list(failed) == ["whole", "with_skull"]
+    assert "is the whole image. Is it skull-stripped?" in failed["whole"]
+    assert "has 3994 ml, and a brain 300 to 2500 ml (--brain-ml). Is it skull-stripped?" in failed["with_skull"]
+    assert convert(tmp_path / "in", "--stripped", "--brain-ml", 300, 4500) == 1  # goes on, with other limits
     assert list(load(raw, "integrity_report")["failed"]) == ["whole"]
-    assert "is the whole image. Is it skull-stripped?" in load(raw, "integrity_report")["failed"]["whole"]
+    assert convert(tmp_path / "in", "--stripped", "--brain-ml", 4500, 300) == 2
     np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / "p1.nii.gz"), heads.head(1)[1])
+
+
+def test_image_without_a_place_and_image_that_is_constant_in_the_brain_are_named(release, masks, raw, heads):
+    image = nibabel.load(release / f"{IXI[0]}.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None), release / f"{IXI[0]}.nii.gz")
+    grey, brain, _ = heads.head(1)
+    heads.write(release / f"{IXI[1]}.nii.gz", np.where(brain, 70, grey).astype(np.int16))
+    assert convert(release, "--pattern", "*-T1*", "--brain-masks", masks) == 1
+    failed = load(raw, "integrity_report")["failed"]
+    assert set(failed) == {IXI[0], IXI[1]}
+    assert f"{IXI[0]}.nii.gz does not tell how it lies in the patient" in failed[IXI[0]]
+    assert f"Case {IXI[1]}, channel T1: every voxel in the brain is 70; it is no image" in failed[IXI[1]]
 
 
 def test_missing_mask_and_damaged_image_are_named(release, masks, raw):
@@ -200,7 +253,7 @@ def test_denoising_takes_noise_out_and_leaves_edges():
 
 
 def test_denoising_and_n4_run_from_the_command(tmp_path, raw, heads):
-    brain, tissue = ball(20)
+    brain, tissue = ball(16)
     for name in "ab":
         heads.write(tmp_path / "in" / f"{name}.nii.gz", tissue.astype(np.int16))
     assert convert(tmp_path / "in", "--stripped", "--n4", "2", "--denoise") == 0

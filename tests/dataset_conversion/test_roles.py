@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_anomaly.dataset_conversion.roles import draw, make_folds, read_strata
+from nnunet_anomaly.dataset_conversion.case_table import check_rows, read_case_table, with_table
+from nnunet_anomaly.dataset_conversion.roles import draw, make_folds, shares
 from nnunet_anomaly.dataset_conversion.runner import Case
 from nnunet_anomaly.dataset_conversion.splits import folds_by_subject
 from nnunet_anomaly.errors import InputError
@@ -53,12 +55,48 @@ def test_scans_of_a_subject_are_drawn_together_or_not_at_all():
         drawn = draw(cases, number, 0, "--test")
         assert len(drawn) == number
         assert all(f"{subject}_1" in drawn for subject in "abcdefg" if f"{subject}_2" in drawn)
-    with pytest.raises(InputError, match="--test 3 would part the scans of a subject; try 2"):
+    with pytest.raises(InputError, match=r"--test 3 would part the scans of a subject: .*; try 2 or 4"):
         draw(cases[:-1], 3, 0, "--test")
     with pytest.raises(InputError, match="--test is 16; there are 15 cases"):
         draw(cases, 16, 0, "--test")
     with pytest.raises(InputError, match="--test is -1"):
         draw(cases, -1, 0, "--test")
+
+
+def all_sums(sizes) -> set[int]:
+    return {sum(chosen) for n in range(len(sizes) + 1) for chosen in itertools.combinations(sizes, n)}
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4)), min_size=1, max_size=7), st.integers(0, 3))
+def test_every_number_that_whole_subjects_add_up_to_is_drawn(people, seed):
+    cases = [Case(f"{i}_{visit}", str(i), stratum=s) for i, (s, size) in enumerate(people) for visit in range(size)]
+    sizes = [size for _, size in people]
+    feasible = all_sums(sizes)
+    of_stratum = {stratum: [size for other, size in people if other == stratum] for stratum, _ in people}
+    for number in range(len(cases) + 1):
+        if number not in feasible:
+            with pytest.raises(InputError, match="would part the scans"):
+                draw(cases, number, seed, "--test")
+            continue
+        drawn = draw(cases, number, seed, "--test")
+        assert len(drawn) == number
+        assert Counter(name.split("_")[0] for name in drawn).items() <= {str(i): n for i, n in enumerate(sizes)}.items()
+        wanted = shares({stratum: sum(members) for stratum, members in of_stratum.items()}, number, seed)
+        found = Counter(people[int(name.split("_")[0])][0] for name in drawn)
+        choices = itertools.product(*(all_sums(of_stratum[stratum]) for stratum in wanted))
+        costs = [squares(choice, wanted.values()) for choice in choices if sum(choice) == number]
+        assert squares([found[stratum] for stratum in wanted], wanted.values()) == min(costs)
+
+
+def squares(numbers, wanted) -> int:
+    return sum((one - other) ** 2 for one, other in zip(numbers, wanted, strict=True))
+
+
+def test_a_number_that_needs_one_of_few_single_scans_is_drawn():
+    cases = [Case(f"{i}_{visit}", f"{i}") for i in range(42) for visit in range(2 if i < 40 else 1)]
+    drawn = {seed: draw(cases, 81, seed, "--test") for seed in range(10)}
+    assert {len(names) for names in drawn.values()} == {81}
+    assert len({frozenset(names) for names in drawn.values()}) > 1
 
 
 @settings(deadline=None)  # the first example imports nnU-Net
@@ -95,16 +133,27 @@ def test_table_of_strata(tmp_path):
     cases = [Case("a_1", "a"), Case("a_2", "a"), Case("b_1", "b")]
     table = tmp_path / "strata.csv"
     table.write_text("\ufeffstratum,case,age\nGE,a,1\nSiemens,b_1,2\nPhilips,a_2,3\nGE,other,4\n", encoding="utf-8")
-    assert read_strata(table, cases) == {"a_1": "GE", "a_2": "Philips", "b_1": "Siemens"}
+    assert [case.stratum for case in with_table(cases, read_case_table(table))] == ["GE", "Philips", "Siemens"]
     for text, message in (
-        ("case,scanner\na,GE\n", "every row needs a case and a stratum"),
-        ("case,stratum\na,\n", "every row needs"),
+        ("case,scanner\na,GE\n", "needs the column case, and stratum or subject"),
+        ("stratum\nGE\n", "needs the column case"),
+        ("case,stratum\na,\n", "every row needs a value for case and stratum; one is"),
+        ("case,stratum,subject\na,GE\n", "every row needs a value for case and stratum and subject"),
         ("case,stratum\na,GE\na,GE\n", "has a twice"),
-        ("case,stratum\na,GE\n", "has no row for b_1"),
-        ("", "has no row for a_1, a_2, b_1"),
+        ("", "needs the column case"),
     ):
         table.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
-            read_strata(table, cases)
+            read_case_table(table)
     with pytest.raises(InputError, match="does not exist"):
-        read_strata(tmp_path / "none.csv", cases)
+        read_case_table(tmp_path / "none.csv")
+    with pytest.raises(InputError, match=r"t\.csv has no row for b_1, nor"):
+        check_rows(tmp_path / "t.csv", {"a": {"stratum": "GE"}}, cases)
+
+
+def test_table_of_subjects(tmp_path):
+    cases = [Case("a_1", "a_1", stratum="GE"), Case("b_1", "b_1")]
+    table = tmp_path / "subjects.csv"
+    table.write_text("case,subject\na_1,X\n", encoding="utf-8")
+    known = with_table(cases, read_case_table(table))
+    assert [(case.subject, case.stratum) for case in known] == [("X", "GE"), ("b_1", None)]

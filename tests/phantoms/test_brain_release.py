@@ -1,6 +1,7 @@
 import filecmp
 import os
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -309,6 +310,19 @@ def test_folders_without_images_and_folders_with_other_files_are_refused(tmp_pat
     with pytest.raises(InputError, match="not an empty folder"):
         make_brain_phantom(tmp_path, BrainPhantom(0, healthy=1))
     assert tree(tmp_path) == ["thesis.tex"]
+
+
+def test_hidden_files_are_left_out_and_images_that_are_no_volumes_named(tmp_path):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    (folder / "._head.nii.gz").write_bytes(b"a copy by macOS")
+    with pytest.raises(InputError, match=r"there is no \.nii"):
+        make_brain_phantom(tmp_path / "new", BrainPhantom(0, healthy=1, labels=folder))
+    sagittal = np.eye(4)[[1, 2, 0, 3]]
+    for array, what in ((np.ones((5, 6), np.uint8), "2-D"), (np.ones((4, 5, 6), np.complex64), "of complex numbers")):
+        nibabel.save(nibabel.Nifti1Image(array, sagittal), folder / "head.nii.gz")
+        with pytest.raises(InputError, match=rf"--labels: .*head\.nii\.gz is {what}; a volume is needed"):
+            make_brain_phantom(tmp_path / "new", BrainPhantom(0, healthy=1, labels=folder))
 
 
 def test_command(tmp_path, capsys):
