@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,9 @@ from nnunet_anomaly.label_maps import check_same_grid, files_by_case, read_label
 from nnunet_anomaly.planes import plane_of
 from nnunet_anomaly.workflow.evaluate import add_missing, name_methods
 
+if TYPE_CHECKING:
+    from nnunet_anomaly.postprocessing.residual_filters import ResidualFilters
+
 # baselines without a network, and what is anomalous to them
 BASELINES = {"raw_intensity": 1, "raw_intensity_dark": -1}
 FILTERED = "_filtered"
@@ -99,11 +102,29 @@ class CaseFiles(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where the anomaly maps of a method lie; those of a baseline are images (1: bright is anomalous, -1: dark)."""
+    """Where the anomaly maps of a method lie; those of a baseline are images (1: bright is anomalous, -1: dark).
+
+    With ``filters`` the folder holds maps that were filtered by them, and ``channel`` is where they came from.
+    """
 
     folder: Path
     channel: int | None
     baseline_sign: int = 0
+    filters: ResidualFilters | None = None
+
+    def files(self) -> dict[str, Path]:
+        """Map of every case."""
+        return files_by_case(self.folder, None if self.filters else self.channel)
+
+    def conditions(self, args: argparse.Namespace) -> dict[str, Any]:
+        """What decides on a method's scores and where they are looked at: a threshold holds for no other."""
+        return {
+            "mask": args.m is not None,
+            "mask_labels": sorted(args.mask_labels),
+            "channel": self.channel,
+            "baseline_sign": self.baseline_sign,
+            "filters": asdict(self.filters) if self.filters else None,
+        }
 
 
 @dataclass
@@ -257,11 +278,11 @@ def _find_cohort(
     methods = {name: Source(path, args.channel) for name, path in zip(names, predictions, strict=True)}
     outcome = Outcome()
     for name in names if filters_on(args) else ():
-        methods[f"{name}{FILTERED}"] = Source(_filter(args, methods[name], truths, masks, folder, name, outcome), None)
+        methods[f"{name}{FILTERED}"] = _filter(args, methods[name], truths, masks, folder, name, outcome)
     for name, sign in BASELINES.items():
         if baseline and (sign > 0 or args.baseline_dark):
             methods[name] = Source(baseline, args.baseline_channel, sign)
-    maps = {name: files_by_case(source.folder, source.channel) for name, source in methods.items()}
+    maps = {name: source.files() for name, source in methods.items()}
     jobs: dict[tuple[str, str], CaseFiles] = {}
     for method, files in maps.items():
         for case in (case for case in truths if case in files):
@@ -290,16 +311,17 @@ def _filter(
     folder: Path,
     name: str,
     outcome: Outcome,
-) -> Path:
+) -> Source:
+    """Filter the maps of a method; its filtered twin."""
     from nnunet_anomaly.workflow.filter_residuals import filter_maps
 
     target = folder / "filtered" / name
-    found = files_by_case(source.folder, source.channel)
-    maps = {case: path for case, path in found.items() if case in truths}
-    filtered = filter_maps(maps, masks, args.mask_labels, target, filters_of(args), args.np)
+    filters = filters_of(args)
+    maps = {case: path for case, path in source.files().items() if case in truths}
+    filtered = filter_maps(maps, masks, args.mask_labels, target, filters, args.np)
     advice = "" if args.filters else " (--no-filters leaves the filters out.)"
     outcome.failed.update({f"{name}{FILTERED}: {case}": reason + advice for case, reason in filtered.failed.items()})
-    return target
+    return Source(target, source.channel, filters=filters)
 
 
 def _refuse_common_cases(cohort: Cohort, validation_cases: Sequence[str], args: argparse.Namespace) -> None:
@@ -549,7 +571,7 @@ def _search(validation: Cohort, args: argparse.Namespace) -> dict[str, Any]:
             raise type(error)(f"{args.validation_ref}, {method}: {error}") from None
         searched[method] = {
             "cases": list(cases),
-            "mask_labels": args.mask_labels,
+            "conditions": validation.methods[method].conditions(args),
             "greedy_interval": [0.0, upper],
             "exact_search": pooled_by,
             "thresholds": {"validation_greedy": asdict(greedy), "validation_exact": asdict(exact)},
@@ -580,27 +602,35 @@ def _load_thresholds(cohort: Cohort, args: argparse.Namespace) -> dict[str, Any]
     """Thresholds of an earlier run.
 
     Raises:
-        InputError: the file is not one of ours, or has no thresholds for a method.
+        InputError: the file is not one of ours, has no thresholds for a method, or they were searched otherwise.
         LeakageError: they were searched on cases that are to be evaluated.
     """
     content = load_json(args.threshold_file)
     methods = content.get("methods") if isinstance(content, dict) else None
     if not isinstance(methods, dict):
         raise InputError(f"{args.threshold_file} is no thresholds.json that evaluate-anomaly wrote.")
-    for method in cohort.methods:
+    for method, source in cohort.methods.items():
         if method in BASELINES and method not in methods:
             continue
         found = methods.get(method)
-        if not isinstance(found, dict) or not {"cases", "mask_labels", "thresholds"} <= set(found):
+        if not isinstance(found, dict) or not {"cases", "conditions", "thresholds"} <= set(found):
             known = ", ".join(methods)
             raise InputError(f"{args.threshold_file} has no thresholds for '{method}', only for {known}; see --names.")
-        if found["mask_labels"] != args.mask_labels:
-            raise InputError(
-                f"{args.threshold_file}: thresholds were searched inside labels {found['mask_labels']} of the mask, "
-                f"not inside {args.mask_labels}."
-            )
+        _refuse_other_conditions(method, found["conditions"], source.conditions(args), args.threshold_file)
         _refuse_common_cases(cohort, found["cases"], args)
     return methods
+
+
+def _refuse_other_conditions(
+    method: str, searched: Mapping[str, Any], asked: Mapping[str, Any], threshold_file: Path
+) -> None:
+    differing = [name for name, value in asked.items() if searched.get(name, "unknown") != value]
+    if differing:
+        pairs = "; ".join(f"{name} was {searched.get(name, 'unknown')}, is {asked[name]}" for name in differing)
+        raise InputError(
+            f"{threshold_file}: thresholds of '{method}' were searched under other conditions ({pairs}). Evaluate as "
+            "they were searched, or search them again."
+        )
 
 
 def _best(pooled: Pooled) -> FoundThreshold:

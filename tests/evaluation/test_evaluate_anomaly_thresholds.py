@@ -123,6 +123,33 @@ def test_thresholds_are_searched_on_validation_cases_alone(folders, capsys):
     assert summary(folders, "again")["results"] == summary(folders)["results"]
 
 
+def test_thresholds_of_other_conditions_are_refused_by_name(folders, capsys):
+    searched = (*validation(folders), "--filters", "--erode-mm", "0", "--median-radius-mm", "1")
+    baselines = [f"--{prefix}baseline" for prefix in ("", "validation-")]
+    images = (baselines[0], str(folders / "test/images"), baselines[1], str(folders / "val/images"))
+    assert evaluate(folders, *searched, *images) == 0
+    given = ("--threshold-file", str(folders / "out/thresholds.json"))
+    same, out = ("--filters", "--erode-mm", "0", "--median-radius-mm", "1"), "again"
+    assert evaluate(folders, *given, *same, *images[:2], out=out) == 0
+    assert evaluate(folders, *given, "--filters", "--erode-mm", "1", "--median-radius-mm", "1", out=out) == 2
+    assert "'maps_filtered'" in (said := capsys.readouterr().err) and "filters was" in said and "0.0" in said
+    assert evaluate(folders, *given, "--mask-labels", "1", out=out) == 2
+    assert "mask_labels was [], is [1]" in capsys.readouterr().err
+    test = [str(folders / "test" / name) for name in ("ref", "maps")]
+    command = ["evaluate-anomaly", "-ref", test[0], "-pred", test[1], "-o", str(folders / out), "-np", "1", *given]
+    assert main(command) == 2
+    assert "mask was True, is False" in capsys.readouterr().err
+    content = json.loads((folders / "out/thresholds.json").read_text(encoding="utf-8"))
+    content["methods"]["raw_intensity"]["conditions"]["baseline_sign"] = -1
+    (folders / "dark.json").write_text(json.dumps(content), encoding="utf-8")
+    assert evaluate(folders, "--threshold-file", str(folders / "dark.json"), *images[:2], out=out) == 2
+    assert "baseline_sign was -1, is 1" in capsys.readouterr().err
+    for i in range(5):
+        write(read(folders / f"test/maps/test_{i}.nii.gz"), folders / f"test/maps/test_{i}_0001.nii.gz")
+    assert evaluate(folders, *given, "--channel", "1", out=out) == 2
+    assert "channel was None, is 1" in capsys.readouterr().err
+
+
 def test_without_validation_cases_only_the_oracle_is_there(folders):
     assert evaluate(folders) == 0
     assert list(summary(folders)["results"]["maps"]["thresholds"]) == ["oracle"]
