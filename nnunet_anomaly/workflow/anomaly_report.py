@@ -63,7 +63,8 @@ class Results:
         cohort: cases and methods.
         pooled: figures over all cases, by method.
         pooled_by: "sorting" or "histogram".
-        thresholds: by method and kind (see ``THRESHOLD_DEFINITIONS``); none of the oracle without a lesion.
+        thresholds: by method and kind (see ``THRESHOLD_DEFINITIONS``); none of the oracle without a lesion. A method
+            of which no case could be evaluated is not there.
         froc_thresholds: by method.
     """
 
@@ -114,8 +115,7 @@ class Results:
 
     def false_positives(self, method: str) -> np.ndarray:
         """False-positive components of all cases of a method, (cases, thresholds)."""
-        width = len(self.thresholds[method]) + len(self.froc_thresholds[method])
-        return np.array(self.arrays(method, "false_positive_components")).reshape(-1, width)
+        return np.stack(self.arrays(method, "false_positive_components"))
 
     @cached_property
     def edges_mm3(self) -> list[float]:
@@ -341,14 +341,14 @@ def _draw(args: argparse.Namespace, results: Results, frocs: Mapping[str, Mappin
         lines = _training_lines(args, results)
         figure = figures.training_size_figure(lines, "average precision, pooled")
         save_figure(figure, args.o / "training_size.png")
-    _draw_examples(args, results, kind)
+    _draw_examples(args, results)
 
 
 def _training_lines(args: argparse.Namespace, results: Results) -> dict[str, tuple[list[float], list[float]]]:
     """Sizes and pooled average precision of the methods of every curve, the filtered ones as a curve of their own."""
     from nnunet_anomaly.workflow.evaluate_anomaly import FILTERED
 
-    names = list(results.thresholds)[: len(args.pred)]
+    names = list(results.cohort.methods)[: len(args.pred)]
     lines: dict[str, tuple[list[float], list[float]]] = {}
     for suffix in ("", FILTERED):
         for place, name in enumerate(names):
@@ -360,20 +360,24 @@ def _training_lines(args: argparse.Namespace, results: Results) -> dict[str, tup
     return lines
 
 
-def _draw_examples(args: argparse.Namespace, results: Results, kind: str | None) -> None:
-    """Pictures of some cases of every method, from the best to the worst Dice: no choice by eye."""
+def _draw_examples(args: argparse.Namespace, results: Results) -> None:
+    """Pictures of some cases of every method, from the best to the worst Dice: no choice by eye.
+
+    Dice is at the first kind of threshold that the method has, one of validation cases where it can be.
+    """
     from nnunet_anomaly.report.anomaly_figures import example_figure
     from nnunet_anomaly.report.figures import save_figure
     from nnunet_anomaly.workflow.evaluate_anomaly import BASELINES, FILTERED
 
     folder = args.images or args.baseline
-    if folder is None or kind is None or args.pictures < 1:
+    if folder is None or args.pictures < 1:
         return
     images = files_by_case(folder, args.image_channel if args.images else args.baseline_channel)
-    names = list(results.thresholds)[: len(args.pred)]
-    for method in results.thresholds:
-        if method in BASELINES:
+    names = list(results.cohort.methods)[: len(args.pred)]
+    for method, kinds in results.thresholds.items():
+        if method in BASELINES or not kinds:
             continue
+        kind = next(iter(kinds))
         rows = [row for row in results.case_rows if row["method"] == method and row["lesion_voxels"]]
         rows = sorted((row for row in rows if row["case"] in images), key=lambda row: -row[f"dice_{kind}"])
         places = sorted({round(place) for place in np.linspace(0, len(rows) - 1, min(args.pictures, len(rows)))})
@@ -381,7 +385,9 @@ def _draw_examples(args: argparse.Namespace, results: Results, kind: str | None)
         if args.reconstructions:
             outputs = _reconstructions(args.reconstructions[names.index(method.removesuffix(FILTERED))])
         try:
-            examples = [_example(results, method, rows[place], images, outputs, args.slice_plane) for place in places]
+            examples = [
+                _example(results, method, rows[place], kind, images, outputs, args.slice_plane) for place in places
+            ]
         except AnomalyError as error:
             results.cohort.outcome.failed[f"{method}: pictures"] = str(error)
             continue
@@ -397,6 +403,7 @@ def _example(
     results: Results,
     method: str,
     row: Mapping[str, Any],
+    kind: str,
     images: Mapping[str, Path],
     outputs: Mapping[str, Path],
     plane_name: str,
@@ -424,9 +431,8 @@ def _example(
         number = int(np.argmax(turned["lesion"].sum(axis=(1, 2))))
         arrays = {name: array[number].copy() for name, array in turned.items()}  # a view would keep the volume
         spacing_mm = plane.turn_spacing(spacing_mm)
-    best = next(row[f"dice_{kind}"] for kind in results.kinds)
     return Example(
-        f"{case}, slice {number}\nDice {best:.3f}",
+        f"{case}, slice {number}\nDice {row[f'dice_{kind}']:.3f}",
         arrays["image"],
         arrays.get("reconstruction"),
         arrays["score"],

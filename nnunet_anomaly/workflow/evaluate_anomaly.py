@@ -199,12 +199,12 @@ def evaluate(args: argparse.Namespace) -> int:
     pooled, pooled_by = _measure(cohort, args)
     thresholds = {
         method: {
-            kind: FoundThreshold(**found) for kind, found in searched.get(method, {}).get("thresholds", {}).items()
+            kind: FoundThreshold(**values) for kind, values in searched.get(method, {}).get("thresholds", {}).items()
         }
-        | ({"oracle": _best(pooled[method])} if pooled[method].figures["lesion_voxels"] else {})
-        for method in cohort.methods
+        | ({"oracle": _best(found)} if found.figures["lesion_voxels"] else {})
+        for method, found in pooled.items()
     }
-    froc_thresholds = {method: _froc_thresholds(pooled[method]) for method in cohort.methods}
+    froc_thresholds = {method: _froc_thresholds(found) for method, found in pooled.items()}
     work = [
         (
             f"{method}: {case}",
@@ -214,11 +214,15 @@ def evaluate(args: argparse.Namespace) -> int:
                 cohort.record(method, case, "at_thresholds"),
             ),
         )
-        for method in cohort.methods
+        for method in pooled
         for case, files in cohort.finished(method).items()
     ]
     cohort.outcome.failed.update(run_cases(_measure_at, work, args.np, "at thresholds").failed)
-    write_results(args, Results(cohort, pooled, pooled_by, thresholds, froc_thresholds))
+    thresholds = {method: kinds for method, kinds in thresholds.items() if cohort.finished(method)}
+    if thresholds:
+        write_results(args, Results(cohort, pooled, pooled_by, thresholds, froc_thresholds))
+    else:
+        print("No case could be evaluated: there are no tables.")
     outcomes = [cohort.outcome, *([validation.outcome] if validation else [])]
     print_without_reference(cohort.without_reference)
     for outcome in outcomes:
@@ -351,7 +355,10 @@ def read_case(files: CaseFiles) -> tuple[np.ndarray, np.ndarray, np.ndarray | No
 
 
 def _measure(cohort: Cohort, args: argparse.Namespace) -> tuple[dict[str, Pooled], str]:
-    """Figures of every case, then of all pooled, by "sorting" or by "histogram"; why is printed."""
+    """Figures of every case, then of all pooled, by "sorting" or by "histogram"; why is printed.
+
+    A method without a case that could be evaluated is left out.
+    """
     work = [
         (f"{method}: {case}", (files, cohort.record(method, case))) for (method, case), files in cohort.jobs.items()
     ]
@@ -376,7 +383,7 @@ def _measure(cohort: Cohort, args: argparse.Namespace) -> tuple[dict[str, Pooled
         sentence += f" Cases alone can take up to {cases_gb:.2g} GB; a smaller -np takes less."
     print(sentence)
     cohort.folder.mkdir(parents=True, exist_ok=True)
-    pooled = {method: _pool(cohort, method, args, by_histogram) for method in cohort.methods}
+    pooled = {method: _pool(cohort, method, args, by_histogram) for method in cohort.methods if cohort.finished(method)}
     return pooled, "histogram" if by_histogram else "sorting"
 
 
@@ -490,8 +497,6 @@ def _pool(cohort: Cohort, method: str, args: argparse.Namespace, by_histogram: b
 def _pool_exactly(cohort: Cohort, method: str, args: argparse.Namespace) -> DetectionCurve:
     """Reads every case once more, for the thresholds that are now known."""
     cases = cohort.finished(method)
-    if not cases:
-        return ScoreHistogram(*np.zeros((3, 1 << HISTOGRAM_BITS), dtype=np.int64)).curve()
     thresholds, lesion_counts, weights = merge_lesion_scores(
         cohort.load(method, case, *_SCORE_COLUMNS) for case in cases
     )
@@ -550,17 +555,19 @@ def _count_healthy(files: CaseFiles, folder: Path, target: Path) -> None:
 def _search(validation: Cohort, args: argparse.Namespace) -> dict[str, Any]:
     """Both thresholds of every method, from validation cases alone, as they are written to thresholds.json.
 
+    A method has none where none of its validation cases could be evaluated.
+
     Raises:
-        InputError: the validation cases of a method have no lesion voxel, or none could be evaluated.
+        InputError: the validation cases of a method have no lesion voxel, or none of any method could be evaluated.
     """
     print("Validation cases:")
     pooled, pooled_by = _measure(validation, args)
+    if not pooled:
+        print_failures(validation.outcome)
+        raise InputError(f"{args.validation_ref}: none of the validation cases could be evaluated.")
     searched = {}
     for method, found in pooled.items():
         cases = validation.finished(method)
-        if not cases:
-            reasons = [reason for name, reason in validation.outcome.failed.items() if name.startswith(f"{method}: ")]
-            raise InputError(f"None of the validation cases of {method} could be evaluated: {reasons[0]}")
         try:
             check_lesions(found.figures["lesion_voxels"])
             exact = _best(found)
@@ -568,6 +575,7 @@ def _search(validation: Cohort, args: argparse.Namespace) -> dict[str, Any]:
             upper = max(1.0, highest) if args.greedy_upper is None else args.greedy_upper
             greedy = _search_greedily(validation, method, upper, found.figures["lesion_voxels"], args)
         except InputError as error:
+            print_failures(validation.outcome)
             raise type(error)(f"{args.validation_ref}, {method}: {error}") from None
         searched[method] = {
             "cases": list(cases),

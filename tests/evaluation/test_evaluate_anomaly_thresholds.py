@@ -287,6 +287,57 @@ def test_validation_cases_without_a_lesion_are_an_error(folders, capsys):
     assert not (folders / "out/summary.json").exists()
 
 
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_method_whose_cases_all_fail_is_left_out_and_its_cases_are_named(folders, capsys, searched):
+    bad = np.full(SHAPE, np.nan, np.float32)
+    for i in range(5):
+        write(bad, folders / f"test/bad/test_{i}.nii.gz")
+    for i in range(3):
+        write(bad, folders / f"val/bad/val_{i}.nii.gz")
+    extra = ["--images", str(folders / "test/images"), "--training-sizes", "10", "20", "--names", "bad", "good"]
+    if searched:
+        extra += [*validation(folders, "bad"), "--validation-pred", str(folders / "val/maps")]
+    # the bad one first, so that what belongs to the other is not found by its place
+    assert evaluate(folders, "-pred", str(folders / "test/maps"), *extra, maps="bad") == 1
+    error = capsys.readouterr().err
+    assert all(f"bad: test_{i}: " in error for i in range(5)) and ("bad: val_2: " in error) == searched
+    found = summary(folders)
+    assert list(found["results"]) == ["good"] and len(found["failed"]) == 5
+    assert {row["method"] for row in table(folders, "cases.csv")} == {"good"}
+    assert (folders / "out/pictures/good.png").is_file() and not (folders / "out/pictures/bad.png").exists()
+    if searched:
+        assert list(json.loads((folders / "out/thresholds.json").read_text(encoding="utf-8"))["methods"]) == ["good"]
+
+
+def test_validation_maps_that_are_all_bad_leave_the_oracle_alone_to_their_method(folders, capsys):
+    for i in range(3):
+        write(np.full(SHAPE, np.nan, np.float32), folders / f"val/bad/val_{i}.nii.gz")
+    extra = (
+        "-pred",
+        str(folders / "test/maps"),
+        "--names",
+        "first",
+        "second",
+        "--images",
+        str(folders / "test/images"),
+    )
+    assert evaluate(folders, *extra, *validation(folders), "--validation-pred", str(folders / "val/bad")) == 1
+    assert "second: val_0: " in capsys.readouterr().err
+    found = summary(folders)["results"]
+    assert len(found["first"]["thresholds"]) == 3 and list(found["second"]["thresholds"]) == ["oracle"]
+    assert evaluate(folders, *validation(folders, "bad")) == 2
+    assert "maps: val_1: " in (error := capsys.readouterr().err) and "none of the validation cases" in error
+
+
+def test_no_case_at_all_is_named_and_writes_no_table(folders, capsys):
+    for i in range(5):
+        write(np.full(SHAPE, np.nan, np.float32), folders / f"test/bad/test_{i}.nii.gz")
+    assert evaluate(folders, maps="bad") == 1
+    printed = capsys.readouterr()
+    assert "No case could be evaluated" in printed.out and "bad: test_4: " in printed.err
+    assert not (folders / "out/summary.json").exists()
+
+
 def test_a_case_of_both_sets_is_refused(folders, capsys):
     for name in ("ref", "maps", "brain"):
         write(read(folders / f"test/{name}/test_1.nii.gz"), folders / f"val/{name}/test_1.nii.gz")
