@@ -49,7 +49,10 @@ MORE_DEFINITIONS = {
     "inside the mask, and it is abnormal if it has any lesion voxel",
     "auroc_slices": "area under the ROC curve over the same slices",
     "dice_set": "Dice over all voxels of the set, at one threshold",
-    "dice_subject": "Dice of each case at the same threshold; 0 where one side is empty, not applicable where both are",
+    "dice_subject": "Dice of each case at the same threshold, over the cases that have a lesion voxel inside the mask",
+    "lesion_free_cases": "cases without a lesion voxel inside the mask, which no figure by subject has",
+    "lesion_free_called_share": "share of these in which any voxel is called anomalous",
+    "lesion_free_called_mm3_mean": "volume that is called anomalous in these, mean",
     "lesion": "connected component of the lesion mask (26 neighbours); of its voxels those inside the mask count",
     "false_positives_per_case": "components (26 neighbours) of what is called anomalous without any lesion voxel",
 }
@@ -80,6 +83,11 @@ class Results:
         used = {kind for kinds in self.thresholds.values() for kind in kinds}
         return [kind for kind in THRESHOLD_DEFINITIONS if kind in used]
 
+    @property
+    def by_kind(self) -> list[str]:
+        """Figures that a case has at every kind of threshold."""
+        return [f"{name}_{kind}" for kind in self.kinds for name in ("dice", "false_positives_mm3")]
+
     @cached_property
     def case_rows(self) -> list[dict[str, Any]]:
         """A row for every method and case."""
@@ -87,11 +95,15 @@ class Results:
         for method, kinds in self.thresholds.items():
             for case in self.cohort.finished(method):
                 figures = self.cohort.figures(method, case)
-                found = self.cohort.load(method, case, "true_positives", "false_positives", kind=AT)
-                values = dict.fromkeys((f"dice_{kind}" for kind in self.kinds), math.nan)
+                names = ("true_positives", "false_positives", "false_positives_mm3")
+                found = self.cohort.load(method, case, *names, kind=AT)
+                lesion_voxels = int(figures["lesion_voxels"])
+                values = dict.fromkeys(self.by_kind, math.nan)
                 for place, kind in enumerate(kinds):
-                    hits, alarms = (int(counts[place]) for counts in found)
-                    values[f"dice_{kind}"] = dice(OverlapCounts(int(figures["lesion_voxels"]), hits + alarms, hits))
+                    hits, alarms, alarms_mm3 = (counts[place] for counts in found)
+                    if lesion_voxels:
+                        values[f"dice_{kind}"] = dice(OverlapCounts(lesion_voxels, int(hits + alarms), int(hits)))
+                    values[f"false_positives_mm3_{kind}"] = float(alarms_mm3)
                 rows.append({"method": method, "case": case, **figures, **values})
         return rows
 
@@ -134,7 +146,9 @@ class Results:
             shares, false_positives = self.shares(method), self.false_positives(method)
             for place, (kind, found) in enumerate(kinds.items()):
                 counts = OverlapCounts(lesion_voxels, int(hits[place] + alarms[place]), int(hits[place]))
-                by_subject = asdict(summarise(self.column(method, f"dice_{kind}")))
+                lesions = np.array(self.column(method, "lesion_voxels")) > 0
+                by_subject = asdict(summarise(np.array(self.column(method, f"dice_{kind}"))[lesions]))
+                called_mm3 = np.array(self.column(method, f"false_positives_mm3_{kind}"))[~lesions]
                 rows.append(
                     {
                         "method": method,
@@ -142,7 +156,10 @@ class Results:
                         "threshold": found.value,
                         "dice_set": dice(counts),
                         **{f"dice_subject_{name}": value for name, value in by_subject.items()},
-                        "lesion_sensitivity": _share(is_hit(shares[:, place], min_overlap)),
+                        "lesion_free_cases": called_mm3.size,
+                        "lesion_free_called_share": _mean(called_mm3 > 0),
+                        "lesion_free_called_mm3_mean": _mean(called_mm3),
+                        "lesion_sensitivity": _mean(is_hit(shares[:, place], min_overlap)),
                         "false_positives_per_case": float(false_positives[:, place].mean()),
                         "dice_of_search": found.dice,
                     }
@@ -158,8 +175,8 @@ class Results:
         return {name: froc(thresholds, shares[group], false_positives, min_overlap) for name, group in groups.items()}
 
 
-def _share(hit: np.ndarray) -> float:
-    return float(hit.mean()) if hit.size else math.nan
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else math.nan
 
 
 def write_results(args: argparse.Namespace, results: Results) -> None:
@@ -188,7 +205,7 @@ def _save_tables(
     per_case: Mapping[str, Mapping[str, Any]],
 ) -> None:
     bounds = BOUNDS if args.histogram else ()
-    columns = ("method", "case", *PER_CASE, *bounds, *COUNTS, *(f"dice_{kind}" for kind in results.kinds))
+    columns = ("method", "case", *PER_CASE, *bounds, *COUNTS, *results.by_kind)
     save_table(results.case_rows, args.o / "cases.csv", columns)
     save_table(by_threshold, args.o / "thresholds.csv")
     summaries = [
@@ -483,6 +500,22 @@ def _print(
             for row in by_threshold
         ],
     )
+    without = _without_lesion(results)
+    if without:
+        print(f"\nWithout a lesion voxel inside the mask, so that no figure by subject has them: {', '.join(without)}")
+        print_table(
+            ["method", "threshold from", "cases", "share called", "called, mm3"],
+            [
+                [
+                    row["method"],
+                    row["kind"].replace("_", ", "),
+                    str(row["lesion_free_cases"]),
+                    f"{row['lesion_free_called_share']:.3f}",
+                    f"{row['lesion_free_called_mm3_mean']:.4g}",
+                ]
+                for row in by_threshold
+            ],
+        )
     print("\nShare of lesions hit, by false positives a case")
     print_table(
         ["method", "lesions", "number", *(f"{rate:g}" for rate in FROC_RATES)],
@@ -492,6 +525,3 @@ def _print(
             for group, curve in curves.items()
         ],
     )
-    without = _without_lesion(results)
-    if without:
-        print(f"Without a lesion voxel, so that they count as healthy in the pool alone: {', '.join(without)}")

@@ -673,9 +673,11 @@ def _measure_at(files: CaseFiles, thresholds: list[float], record: Path) -> bool
     # as arrays, since a number would be rounded to the precision of the scores before it is compared
     values = [np.array([value], dtype=float) for value in thresholds]
     called = (scores >= value if mask is None else (scores >= value) & mask for value in values)
+    false_positives = [np.count_nonzero(healthy_scores >= value) for value in values]
     arrays = {
         "true_positives": [np.count_nonzero(lesion_scores >= value) for value in values],
-        "false_positives": [np.count_nonzero(healthy_scores >= value) for value in values],
+        "false_positives": false_positives,
+        "false_positives_mm3": np.array(false_positives) * math.prod(map(float, image.GetSpacing())),
         "false_positive_components": [false_positive_components(each, truth) for each in called],
         "shares": found_shares(lesion_scores, lesions, thresholds),
     }

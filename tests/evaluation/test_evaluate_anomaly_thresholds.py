@@ -108,16 +108,21 @@ def test_thresholds_are_searched_on_validation_cases_alone(folders, capsys):
     assert greedy["dice_of_search"] == pytest.approx(dice_at(greedy["threshold"], others), rel=1e-12)
     for kind, row in found.items():
         assert row["dice_set"] == pytest.approx(dice_at(row["threshold"], cases), rel=1e-12), kind
-        by_subject = [dice_at(row["threshold"], [case]) for case in cases]
+        by_subject = [dice_at(row["threshold"], [case]) for case in cases[:4]]  # the last has no lesion
         assert row["dice_subject_mean"] == pytest.approx(np.mean(by_subject), rel=1e-12)
         assert row["dice_subject_sd"] == pytest.approx(np.std(by_subject, ddof=1), rel=1e-12)
-        in_table = [float(row[f"dice_{kind}"]) for row in table(folders, "cases.csv")]
-        assert in_table == pytest.approx(by_subject)
+        assert (row["dice_subject_n"], row["dice_subject_n_undefined"]) == (4, 0)
+        called_mm3 = 2 * np.count_nonzero((cases[4][0] >= row["threshold"]) & (cases[4][2] > 0))
+        assert (row["lesion_free_cases"], row["lesion_free_called_share"]) == (1, called_mm3 > 0)
+        assert row["lesion_free_called_mm3_mean"] == called_mm3
+        *in_table, last = table(folders, "cases.csv")
+        assert [float(row[f"dice_{kind}"]) for row in in_table] == pytest.approx(by_subject)
+        assert (last[f"dice_{kind}"], float(last[f"false_positives_mm3_{kind}"])) == ("", called_mm3)
     assert found["oracle"]["dice_set"] == summary(folders)["results"]["maps"]["pooled"]["best_dice_pooled"]
     assert all(found["oracle"]["dice_set"] >= row["dice_set"] for row in found.values())
     assert [row["kind"] for row in table(folders, "thresholds.csv")] == list(found)
     printed = capsys.readouterr().out
-    assert "validation, greedy" in printed and "Without a lesion voxel" in printed
+    assert "validation, greedy" in printed and "no figure by subject has them: test_4" in printed
     # the same thresholds again from the file, without the validation cases
     assert evaluate(folders, "--threshold-file", str(folders / "out/thresholds.json"), out="again") == 0
     assert summary(folders, "again")["results"] == summary(folders)["results"]
