@@ -68,6 +68,7 @@ from nnunet_anomaly.files import (
 )
 from nnunet_anomaly.label_maps import check_same_grid, files_by_case, read_label_map, read_region, spacing_zyx_mm
 from nnunet_anomaly.planes import plane_of
+from nnunet_anomaly.workflow.anomaly_stale import remove_filtered, remove_maps, remove_results
 from nnunet_anomaly.workflow.evaluate import add_missing, name_methods
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def evaluate(args: argparse.Namespace) -> int:
     ]
     cohort.outcome.failed.update(run_cases(_measure_at, work, args.np, "at thresholds").failed)
     thresholds = {method: kinds for method, kinds in thresholds.items() if cohort.finished(method)}
+    _remove_stale(args, names)
     if thresholds:
         write_results(args, Results(cohort, pooled, pooled_by, thresholds, froc_thresholds))
     else:
@@ -228,6 +230,15 @@ def evaluate(args: argparse.Namespace) -> int:
     for outcome in outcomes:
         print_failures(outcome)
     return max(outcome.exit_code for outcome in outcomes)
+
+
+def _remove_stale(args: argparse.Namespace, names: Sequence[str]) -> None:
+    thresholds = args.o / "thresholds.json"
+    is_read = args.threshold_file is not None and args.threshold_file.resolve() == thresholds.resolve()
+    remove_results(args.o, keep_thresholds=is_read or args.validation_ref is not None)
+    filtered = names if filters_on(args) else ()
+    remove_filtered(args.o, filtered)
+    remove_filtered(args.o / "validation", filtered if args.validation_ref else ())
 
 
 # --- what there is to evaluate ---------------------------------------------------------------------------------------
@@ -322,6 +333,7 @@ def _filter(
     target = folder / "filtered" / name
     filters = filters_of(args)
     maps = {case: path for case, path in source.files().items() if case in truths}
+    remove_maps(target, maps)
     filtered = filter_maps(maps, masks, args.mask_labels, target, filters, args.np)
     advice = "" if args.filters else " (--no-filters leaves the filters out.)"
     outcome.failed.update({f"{name}{FILTERED}: {case}": reason + advice for case, reason in filtered.failed.items()})
@@ -565,7 +577,7 @@ def _search(validation: Cohort, args: argparse.Namespace) -> dict[str, Any]:
     if not pooled:
         print_failures(validation.outcome)
         raise InputError(f"{args.validation_ref}: none of the validation cases could be evaluated.")
-    searched = {}
+    searched: dict[str, Any] = {}
     for method, found in pooled.items():
         cases = validation.finished(method)
         try:

@@ -278,6 +278,34 @@ def test_nothing_is_repeated(folders):
     assert records == {path: path.stat().st_mtime_ns for path in records} and len(records) == 2 * (5 + 5 + 3)
 
 
+def test_what_an_earlier_run_left_and_this_one_does_not_write_is_removed(folders):
+    out = folders / "out"
+    images = ("--images", str(folders / "test/images"))
+    filters = ("--filters", "--erode-mm", "0", "--training-sizes", "9", "--lesion-size-edges-mm3", "10", "20", "30")
+    assert evaluate(folders, *validation(folders), *filters, *images) == 0
+    stale = ["pictures/maps_filtered.png", "froc_size_4.png", "training_size.png"]
+    stale += ["thresholds.json", "filtered/maps/test_0.nii.gz", "validation/filtered/maps/val_0.nii.gz"]
+    assert all((out / name).is_file() for name in stale)
+    for name in ("notes.txt", "pictures/mine.png", "filtered/maps/mine.txt", "froc_size_x.png"):
+        (out / name).write_text("not ours", encoding="utf-8")
+    # a case that is not evaluated any more has no filtered map either, and is not named as without a reference
+    (folders / "test/ref/test_0.nii.gz").rename(folders / "test/elsewhere.nii.gz")
+    assert evaluate(folders, "--filters", "--erode-mm", "0", "--threshold-file", str(out / "thresholds.json")) == 0
+    assert (out / "thresholds.json").is_file()
+    assert not (out / "filtered/maps/test_0.nii.gz").exists() and (out / "filtered/maps/test_1.nii.gz").is_file()
+    assert summary(folders)["predictions_without_reference"] == {"maps": ["test_0"], "maps_filtered": []}
+    assert evaluate(folders, *images) == 0
+    assert not [name for name in stale if (out / name).exists()]
+    theirs = {path.name for path in out.rglob("*") if path.is_file() and path.read_bytes() == b"not ours"}
+    assert theirs == {"notes.txt", "mine.png", "mine.txt", "froc_size_x.png"}
+    assert (out / "pictures/maps.png").is_file() and list((out / "validation/cases").rglob("*.npz"))
+    # nor are there tables of an earlier run where none of this one's cases can be evaluated
+    for i in range(1, 5):
+        write(np.full(SHAPE, np.nan, np.float32), folders / f"test/maps/test_{i}.nii.gz")
+    assert evaluate(folders) == 1
+    assert not (out / "summary.json").exists() and not (out / "pictures/maps.png").exists()
+
+
 def test_two_processes_give_the_same(folders):
     assert evaluate(folders, out="one") == 0
     assert evaluate(folders, "-np", "2") == 0
