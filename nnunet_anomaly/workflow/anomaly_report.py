@@ -32,7 +32,7 @@ from nnunet_anomaly.evaluation.thresholds import THRESHOLD_DEFINITIONS, FoundThr
 from nnunet_anomaly.files import read_image, save_json
 from nnunet_anomaly.label_maps import files_by_case
 from nnunet_anomaly.planes import Plane, plane_of
-from nnunet_anomaly.workflow.evaluate_anomaly import BOUNDS, PER_CASE, Cohort, Pooled, read_case
+from nnunet_anomaly.workflow.evaluate_anomaly import BOUNDS, FROC_VOXEL_RATES, PER_CASE, Cohort, Pooled, read_case
 
 SUMMARISED = PER_CASE[:-1]
 COUNTS = (
@@ -54,7 +54,6 @@ MORE_DEFINITIONS = {
     "lesion_free_called_share": "share of these in which any voxel is called anomalous",
     "lesion_free_called_mm3_mean": "volume that is called anomalous in these, mean",
     "lesion": "connected component of the lesion mask (26 neighbours); of its voxels those inside the mask count",
-    "false_positives_per_case": "components (26 neighbours) of what is called anomalous without any lesion voxel",
 }
 
 
@@ -280,11 +279,10 @@ def _save_summary(
             "dice_over_lesion_volume_mm3": _fit(results, method),
         }
     is_binned = results.pooled_by == "histogram"
-    hit = "any voxel is found" if args.hit_overlap == 0 else f"{args.hit_overlap:g} of its voxels are found"
     definitions = {
         **DEFINITIONS,
         **MORE_DEFINITIONS,
-        "lesion_sensitivity": f"share of lesions that are hit; a lesion is hit when {hit}",
+        **_hit_definitions(args),
         **{kind: text for kind, text in THRESHOLD_DEFINITIONS.items() if kind in results.kinds},
         **(HISTOGRAM_DEFINITIONS if is_binned else {}),
     }
@@ -297,6 +295,7 @@ def _save_summary(
             "labels": args.mask_labels,
             "slice_plane": args.slice_plane,
             "hit_overlap": args.hit_overlap,
+            "component_overlap": args.component_overlap,
             "lesion_size_edges_mm3": edges_mm3,
             "pooled_by": results.pooled_by,
         },
@@ -307,6 +306,18 @@ def _save_summary(
         "predictions_without_reference": results.cohort.without_reference,
     }
     save_json(json_safe(summary), args.o / "summary.json")
+
+
+def _hit_definitions(args: argparse.Namespace) -> dict[str, str]:
+    hit = "any voxel is found" if args.hit_overlap == 0 else f"{args.hit_overlap:g} of its voxels are found"
+    share = "any" if args.component_overlap == 0 else f"at least {args.component_overlap:g}"
+    return {
+        "component": "connected component (26 neighbours) of what is called anomalous; it finds lesions only where "
+        f"{share} of its own voxels lie in them, and is a false positive otherwise",
+        "lesion_sensitivity": f"share of lesions that are hit; a lesion is hit when {hit} by such components",
+        "false_positives_per_case": "all other components, mean over all cases",
+        "froc": f"at thresholds that at most {FROC_VOXEL_RATES[-1]:g} of the voxels outside lesions reach",
+    }
 
 
 def _without_lesion(results: Results) -> list[str]:

@@ -40,7 +40,7 @@ from nnunet_anomaly.evaluation.anomaly import (
     standardised_intensity,
 )
 from nnunet_anomaly.evaluation.cohort import json_safe
-from nnunet_anomaly.evaluation.lesions import false_positive_components, find_lesions, found_shares
+from nnunet_anomaly.evaluation.lesions import find_lesions, found_shares, part_components
 from nnunet_anomaly.evaluation.score_histogram import (
     HISTOGRAM_BITS,
     BinnedDetection,
@@ -80,8 +80,9 @@ FILTERED = "_filtered"
 PER_CASE = ("average_precision", "auroc", "au_pro", "best_dice", "best_dice_threshold")
 # of a histogram: the interval that holds the exact value (its best Dice is the lower end itself)
 BOUNDS = (*(f"{name}_{end}" for name in PER_CASE[:3] for end in ("low", "high")), "best_dice_high")
-# false-positive rates over voxels, four a decade: the thresholds of FROC curves are those that reach them
-FROC_VOXEL_RATES = 10.0 ** np.arange(-6, -0.25, 0.25)
+# false-positive rates over voxels, four a decade up to 1 %: the thresholds of FROC curves are those that reach them.
+# Beyond, components merge, so that there would be fewer false positives the more is called anomalous.
+FROC_VOXEL_RATES = 10.0 ** np.arange(-6, -1.9, 0.25)
 
 
 class CaseFiles(NamedTuple):
@@ -212,6 +213,7 @@ def evaluate(args: argparse.Namespace) -> int:
             (
                 files,
                 [found.value for found in thresholds[method].values()] + froc_thresholds[method],
+                args.component_overlap,
                 cohort.record(method, case, "at_thresholds"),
             ),
         )
@@ -254,8 +256,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise InputError("Settings of the filters are given, but filters are off: give -m, and not --no-filters.")
     if args.baseline_dark and not args.baseline:
         raise InputError("--baseline-dark is about the images of --baseline, which is not given.")
-    if not 0 <= args.hit_overlap <= 1:
-        raise InputError(f"--hit-overlap is {args.hit_overlap}; it must be a share from 0 to 1.")
+    for option in ("hit_overlap", "component_overlap"):
+        if not 0 <= getattr(args, option) <= 1:
+            flag = f"--{option.replace('_', '-')}"
+            raise InputError(f"{flag} is {getattr(args, option)}; it must be a share from 0 to 1.")
     if not args.memory_gb > 0:
         raise InputError(f"--memory-gb is {args.memory_gb}; it must be above 0.")
     if bool(args.validation_ref) != bool(args.validation_pred) or (args.validation_ref and args.threshold_file):
@@ -658,40 +662,47 @@ def _best(pooled: Pooled) -> FoundThreshold:
 
 
 def _froc_thresholds(pooled: Pooled) -> list[float]:
-    """Edges of the histogram that at most these shares of other voxels reach, and the highest edge; highest first."""
+    """Edges of the histogram that at most the rates of other voxels reach, highest first.
+
+    The highest edge is one of them unless even that is reached by more: then there is none.
+    """
     healthy = pooled.histogram.healthy
     at_least = np.cumsum(healthy[::-1])[::-1]
     occupied = np.flatnonzero(pooled.histogram.lesion + healthy)
-    if not occupied.size:
-        return []
     shares = at_least[occupied] / max(at_least[0], 1)
-    places = [int(np.argmax(shares <= rate)) for rate in FROC_VOXEL_RATES if (shares <= rate).any()]
-    places.append(occupied.size - 1)
-    values = pooled.histogram.lowest_scores(occupied[sorted(set(places), reverse=True)])
+    places = {int(np.argmax(shares <= rate)) for rate in FROC_VOXEL_RATES if (shares <= rate).any()}
+    if places:
+        places.add(occupied.size - 1)
+    values = pooled.histogram.lowest_scores(occupied[sorted(places, reverse=True)])
     return [float(value) for value in values]
 
 
 # --- pass 4: at thresholds -------------------------------------------------------------------------------------------
 
 
-def _measure_at(files: CaseFiles, thresholds: list[float], record: Path) -> bool:
+def _measure_at(files: CaseFiles, thresholds: list[float], component_overlap: float, record: Path) -> bool:
     """Worker: voxels, lesions and components found in one case at every threshold; False when they are there."""
-    source = files.source(thresholds=thresholds)
+    source = files.source(thresholds=thresholds, component_overlap=component_overlap)
     if is_up_to_date(record, source):
         return False
     scores, truth, mask, image = read_case(files)
     lesion_scores, healthy_scores = split_scores(scores, truth, mask)
     lesions = find_lesions(truth, spacing_zyx_mm(image), mask)
+    lesion = truth != 0 if mask is None else (truth != 0) & mask
     # as arrays, since a number would be rounded to the precision of the scores before it is compared
     values = [np.array([value], dtype=float) for value in thresholds]
-    called = (scores >= value if mask is None else (scores >= value) & mask for value in values)
-    false_positives = [np.count_nonzero(healthy_scores >= value) for value in values]
+    false_positives = np.array([np.count_nonzero(healthy_scores >= value) for value in values])
+    components, shares = np.zeros(len(values), dtype=np.int64), np.zeros((lesions.sizes_voxels.size, len(values)))
+    for place, value in enumerate(values):
+        called = scores >= value if mask is None else (scores >= value) & mask
+        hitting, components[place] = part_components(called, truth, component_overlap)
+        shares[:, place] = found_shares(hitting[lesion], lesions)
     arrays = {
-        "true_positives": [np.count_nonzero(lesion_scores >= value) for value in values],
+        "true_positives": np.array([np.count_nonzero(lesion_scores >= value) for value in values]),
         "false_positives": false_positives,
-        "false_positives_mm3": np.array(false_positives) * math.prod(map(float, image.GetSpacing())),
-        "false_positive_components": [false_positive_components(each, truth) for each in called],
-        "shares": found_shares(lesion_scores, lesions, thresholds),
+        "false_positives_mm3": false_positives * math.prod(map(float, image.GetSpacing())),
+        "false_positive_components": components,
+        "shares": shares,
     }
-    _save_record(record, source, {}, {name: np.array(values) for name, values in arrays.items()})
+    _save_record(record, source, {}, arrays)
     return True

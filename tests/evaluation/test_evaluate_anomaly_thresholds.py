@@ -184,10 +184,12 @@ def test_areas_slices_and_lesions(folders):
     hits, alarms = [], 0
     for scores, lesion, brain in cases:
         called = (scores >= threshold) & (brain > 0)
-        regions, number = ndimage.label(lesion, np.ones((3, 3, 3)))
-        hits += [called[regions == region].any() for region in range(1, number + 1)]
         components, number = ndimage.label(called, np.ones((3, 3, 3)))
-        alarms += number - len(set(components[lesion > 0].tolist()) - {0})
+        shares = ndimage.mean(lesion > 0, components, np.arange(1, number + 1))
+        alarms += np.count_nonzero(shares < 0.1)
+        hitting = np.isin(components, 1 + np.flatnonzero(shares >= 0.1))
+        regions, number = ndimage.label(lesion, np.ones((3, 3, 3)))
+        hits += [hitting[regions == region].any() for region in range(1, number + 1)]
     row = found["thresholds"]["oracle"]
     assert row["lesion_sensitivity"] == np.mean(hits)
     assert row["false_positives_per_case"] == alarms / 5
@@ -196,6 +198,35 @@ def test_areas_slices_and_lesions(folders):
     assert {row["size_group"] for row in curve} == set(found["froc_sensitivity"])
     values = [float(row["threshold"]) for row in curve if row["size_group"] == "all sizes"]
     assert values == sorted(values, reverse=True) and len(set(values)) == len(values) > 5
+
+
+def test_maps_that_tell_nothing_find_no_lesions(tmp_path):
+    """Random, all zero, and one that shows the lesions: what has a component everywhere must not look good."""
+    grid = np.ogrid[:20, :28, :28]
+    for i in range(3):
+        rng = np.random.default_rng(i)
+        lesion = np.zeros((20, 28, 28), np.uint8)
+        for centre in ((5, 6, 6), (14, 20, 8), (9, 15, 21)):
+            lesion[sum((axis - at) ** 2 for axis, at in zip(grid, centre, strict=True)) <= 9] = 1
+        noise = rng.random(lesion.shape, np.float32)
+        maps = {"noise": noise, "zero": noise * 0, "shows": noise / 2 + 0.6 * lesion * rng.random(lesion.shape)}
+        for name, array in {"ref": lesion, **maps}.items():
+            write(array.astype(np.uint8 if name == "ref" else np.float32), tmp_path / name / f"case_{i}.nii.gz")
+    predictions = [text for name in maps for text in ("-pred", str(tmp_path / name))]
+    command = ["evaluate-anomaly", "-ref", str(tmp_path / "ref"), *predictions, "-o", str(tmp_path / "out"), "-np", "1"]
+    assert main(command) == 0
+    results = summary(tmp_path)["results"]
+    at_two = {name: found["froc_sensitivity"]["all sizes"]["2"] for name, found in results.items()}
+    assert at_two["noise"] < 0.35 and at_two["zero"] == 0 and at_two["shows"] == 1
+    oracle = results["zero"]["thresholds"]["oracle"]
+    assert (oracle["lesion_sensitivity"], oracle["false_positives_per_case"]) == (0, 1)
+    assert {row["method"] for row in table(tmp_path, "froc.csv")} == {"noise", "shows"}
+    definitions = summary(tmp_path)["definitions"]
+    assert "at least 0.1 of its own voxels" in definitions["component"] and "0.01" in definitions["froc"]
+    # with any voxel as enough, one component hits every lesion
+    assert main([*command, "--component-overlap", "0"]) == 0
+    assert summary(tmp_path)["results"]["zero"]["thresholds"]["oracle"]["lesion_sensitivity"] == 1
+    assert "any of its own voxels" in summary(tmp_path)["definitions"]["component"]
 
 
 def test_sagittal_slices_and_a_hit_by_a_share(folders):
@@ -396,6 +427,7 @@ def test_lesion_files_that_are_empty_or_of_another_grid_are_named(folders, capsy
     [
         (("--erode-mm", "1"), "--no-filters"),
         (("--hit-overlap", "2"), "--hit-overlap"),
+        (("--component-overlap", "-1"), "--component-overlap is -1.0"),
         (("--memory-gb", "0"), "--memory-gb"),
         (("--training-sizes", "1", "2"), "--training-sizes must be given 1 times"),
         (("--validation-ref", "val/ref"), "--validation-pred together"),
