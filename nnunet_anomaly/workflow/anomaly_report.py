@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from nnunet_anomaly.evaluation.lesions import (
 )
 from nnunet_anomaly.evaluation.overlap import OverlapCounts, dice
 from nnunet_anomaly.evaluation.score_histogram import HISTOGRAM_DEFINITIONS
-from nnunet_anomaly.evaluation.thresholds import THRESHOLD_DEFINITIONS, FoundThreshold
+from nnunet_anomaly.evaluation.thresholds import THRESHOLD_DEFINITIONS, FoundThreshold, warnings_of
 from nnunet_anomaly.files import read_image, save_json
 from nnunet_anomaly.label_maps import files_by_case
 from nnunet_anomaly.planes import Plane, plane_of
@@ -127,6 +128,11 @@ class Results:
     def false_positives(self, method: str) -> np.ndarray:
         """False-positive components of all cases of a method, (cases, thresholds)."""
         return np.stack(self.arrays(method, "false_positive_components"))
+
+    @property
+    def warnings(self) -> list[str]:
+        """Thresholds that say nothing."""
+        return [f"{method}, {text}" for method, kinds in self.thresholds.items() for text in warnings_of(kinds)]
 
     @cached_property
     def edges_mm3(self) -> list[float]:
@@ -302,6 +308,7 @@ def _save_summary(
         "methods": {name: str(source.folder) for name, source in results.cohort.methods.items()},
         "results": found,
         "cases_without_lesion": _without_lesion(results),
+        "warnings": results.warnings,
         "failed": results.cohort.outcome.failed,
         "predictions_without_reference": results.cohort.without_reference,
     }
@@ -511,6 +518,8 @@ def _print(
             for row in by_threshold
         ],
     )
+    for warning in results.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
     without = _without_lesion(results)
     if without:
         print(f"\nWithout a lesion voxel inside the mask, so that no figure by subject has them: {', '.join(without)}")

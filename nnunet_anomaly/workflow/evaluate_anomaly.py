@@ -54,6 +54,7 @@ from nnunet_anomaly.evaluation.thresholds import (
     check_lesions,
     greedy_levels,
     greedy_threshold,
+    warnings_of,
 )
 from nnunet_anomaly.files import (
     Outcome,
@@ -593,12 +594,14 @@ def _search(validation: Cohort, args: argparse.Namespace) -> dict[str, Any]:
         except InputError as error:
             print_failures(validation.outcome)
             raise type(error)(f"{args.validation_ref}, {method}: {error}") from None
+        thresholds = {"validation_greedy": greedy, "validation_exact": exact}
         searched[method] = {
             "cases": list(cases),
             "conditions": validation.methods[method].conditions(args),
             "greedy_interval": [0.0, upper],
             "exact_search": pooled_by,
-            "thresholds": {"validation_greedy": asdict(greedy), "validation_exact": asdict(exact)},
+            "thresholds": {kind: asdict(threshold) for kind, threshold in thresholds.items()},
+            "warnings": warnings_of(thresholds),
         }
     return searched
 

@@ -402,6 +402,21 @@ def test_no_case_at_all_is_named_and_writes_no_table(folders, capsys):
     assert not (folders / "out/summary.json").exists()
 
 
+def test_a_search_that_finds_nothing_says_so(folders, capsys):
+    assert evaluate(folders, *validation(folders)) == 0
+    assert "Warning" not in capsys.readouterr().err and summary(folders)["warnings"] == []
+    for i in range(3):
+        write(np.zeros(SHAPE, np.float32), folders / f"val/zero/val_{i}.nii.gz")
+    assert evaluate(folders, *validation(folders, "zero")) == 0
+    warning = "validation_greedy: the best Dice of the search is 0, so that the threshold 0.75 says nothing."
+    assert f"Warning: maps, {warning}" in capsys.readouterr().err
+    assert summary(folders)["warnings"] == [f"maps, {warning}"]
+    found = json.loads((folders / "out/thresholds.json").read_text(encoding="utf-8"))["methods"]["maps"]
+    assert found["warnings"] == [warning]
+    assert evaluate(folders, "--threshold-file", str(folders / "out/thresholds.json")) == 0
+    assert f"Warning: maps, {warning}" in capsys.readouterr().err
+
+
 def test_a_case_of_both_sets_is_refused(folders, capsys):
     for name in ("ref", "maps", "brain"):
         write(read(folders / f"test/{name}/test_1.nii.gz"), folders / f"val/{name}/test_1.nii.gz")
