@@ -47,7 +47,7 @@ COUNTS = (
 AT, ALL_SIZES = "at_thresholds", "all sizes"
 MORE_DEFINITIONS = {
     "average_precision_slices": "average precision over the slices of all cases: a slice's score is its mean score "
-    "inside the mask, and it is abnormal if it has any lesion voxel",
+    "inside the mask, and it is abnormal if it has any lesion voxel; slices without a voxel inside are left out",
     "auroc_slices": "area under the ROC curve over the same slices",
     "dice_set": "Dice over all voxels of the set, at one threshold",
     "dice_subject": "Dice of each case at the same threshold, over the cases that have a lesion voxel inside the mask",
