@@ -187,8 +187,9 @@ def evaluate(args: argparse.Namespace) -> int:
 
     _check_arguments(args)
     names = list(name_methods(args.pred, args.names))
-    if args.baseline and (taken := sorted(set(names) & set(BASELINES))):
-        raise InputError(f"'{taken[0]}' is the name of a baseline; name the methods otherwise by --names.")
+    added = [*(BASELINES if args.baseline else ()), *(f"{name}{FILTERED}" for name in names if filters_on(args))]
+    if taken := sorted(set(names) & set(added)):
+        raise InputError(f"'{taken[0]}' is the name of a method that is added; name the methods otherwise by --names.")
     cohort = _find_cohort(args, names, args.o, args.ref, args.pred, args.m, args.baseline)
     validation = None
     if args.validation_ref:

@@ -444,6 +444,10 @@ def test_lesion_files_that_are_empty_or_of_another_grid_are_named(folders, capsy
         (("--hit-overlap", "2"), "--hit-overlap"),
         (("--component-overlap", "-1"), "--component-overlap is -1.0"),
         (("--memory-gb", "0"), "--memory-gb"),
+        (
+            ("--filters", "-pred", ".", "--names", "a", "a_filtered"),
+            "'a_filtered' is the name of a method that is added",
+        ),
         (("--training-sizes", "1", "2"), "--training-sizes must be given 1 times"),
         (("--validation-ref", "val/ref"), "--validation-pred together"),
         (("--threshold-file", "nowhere.json"), "nowhere.json does not exist"),
