@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of a lesion's voxels that must be found for it to count as hit (default: 0, any voxel)",
     )
     parser.add_argument(
+        "--component-overlap",
+        type=float,
+        default=0.1,
+        help="share of a found component's own voxels that must lie in lesions for it to hit any; else it is a false "
+        "positive (default: 0.1; 0: any voxel)",
+    )
+    parser.add_argument(
         "--lesion-size-edges-mm3", type=float, nargs="+", help="groups of lesions by volume (default: thirds)"
     )
     parser.add_argument(

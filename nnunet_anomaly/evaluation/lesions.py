@@ -20,6 +20,8 @@ from nnunet_anomaly.label_maps import check_spacing
 
 # false positives a case at which the sensitivity is read off a FROC curve, as the LUNA16 challenge does
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# share of a component's own voxels that must lie in lesions, or it is a false positive
+COMPONENT_OVERLAP = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,22 +72,17 @@ def find_lesions(
     return Lesions(numbers.astype(np.int64), sizes, sizes * math.prod(map(float, spacing_mm)), int(n_outside))
 
 
-def found_shares(lesion_scores: np.ndarray, lesions: Lesions, thresholds: Sequence[float]) -> np.ndarray:
-    """Share of every lesion that scores at least each threshold.
+def found_shares(found: np.ndarray, lesions: Lesions) -> np.ndarray:
+    """Share of every lesion that is found.
 
     Args:
-        lesion_scores: of every lesion voxel inside the mask, in C order (``anomaly.split_scores``).
+        found: which lesion voxels inside the mask are, bool, in C order.
         lesions: of the same case and mask.
-        thresholds: in any order.
 
     Returns:
-        float64 array (lesions, thresholds) in [0, 1].
+        float64 array (lesions,) in [0, 1].
     """
-    n_lesions = lesions.sizes_voxels.size
-    # as arrays, since a number would be rounded to the precision of the scores before it is compared
-    values = [np.array([value], dtype=float) for value in thresholds]
-    found = [np.bincount(lesions.numbers[lesion_scores >= value], minlength=n_lesions) for value in values]
-    return np.array(found, dtype=float).reshape(len(thresholds), n_lesions).T / lesions.sizes_voxels[:, np.newaxis]
+    return np.bincount(lesions.numbers[found], minlength=lesions.sizes_voxels.size) / lesions.sizes_voxels
 
 
 def is_hit(shares: np.ndarray, min_overlap: float = 0.0) -> np.ndarray:
@@ -93,17 +90,33 @@ def is_hit(shares: np.ndarray, min_overlap: float = 0.0) -> np.ndarray:
     return shares > 0 if min_overlap == 0 else shares >= min_overlap
 
 
-def false_positive_components(called: np.ndarray, truth: np.ndarray, connectivity: Connectivity = 26) -> int:
-    """How many connected components of what is called anomalous hold no lesion voxel.
+def part_components(
+    called: np.ndarray,
+    truth: np.ndarray,
+    min_overlap: float = COMPONENT_OVERLAP,
+    connectivity: Connectivity = 26,
+) -> tuple[np.ndarray, int]:
+    """Part connected components of what is called anomalous into those that hit lesions and false positives.
+
+    A component hits where at least this share of its own voxels, and any at all, lies in lesions. Without such a share
+    calling everything anomalous would hit every lesion by one component, without a false positive.
 
     Args:
         called: bool, 2-D or 3-D.
-        truth: lesion mask of the same shape, not 0 is lesion; all of it, also what lies outside the mask.
+        truth: lesion mask of the same shape, not 0 is lesion.
+        min_overlap: the share, 0 to 1; 0: any voxel.
         connectivity: 6, 18 or 26.
+
+    Returns:
+        Voxels of the components that hit, bool of the same shape, and the number of false positives.
     """
     components = label_components(called, connectivity)
-    touching = np.unique(components.numbers[(truth != 0)[components.mask]])
-    return int(components.sizes_voxels.size - touching.size)
+    sizes = components.sizes_voxels
+    overlap = np.bincount(components.numbers[(truth != 0)[components.mask]], minlength=sizes.size)
+    hitting = (overlap > 0) & (overlap >= min_overlap * sizes)
+    voxels = components.mask.copy()
+    voxels[components.mask] = hitting[components.numbers]
+    return voxels, int(np.count_nonzero(~hitting))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +126,7 @@ class Froc:
     Attributes:
         thresholds: highest first.
         sensitivity: share of all lesions that are hit, at each threshold; NaN without a lesion.
-        false_positives_per_case: components without a lesion voxel, mean over all cases, with lesions or without.
+        false_positives_per_case: see ``part_components``; mean over all cases, with lesions or without.
         n_lesions: all lesions.
     """
 
@@ -138,7 +151,7 @@ def froc(thresholds: np.ndarray, shares: np.ndarray, false_positives: np.ndarray
     Args:
         thresholds: in any order.
         shares: of the lesions of all cases, or of those of one size group, (lesions, thresholds), see ``found_shares``.
-        false_positives: of every case, (cases, thresholds), see ``false_positive_components``.
+        false_positives: of every case, (cases, thresholds), see ``part_components``.
         min_overlap: see ``is_hit``.
     """
     order = np.argsort(-np.asarray(thresholds), kind="stable")

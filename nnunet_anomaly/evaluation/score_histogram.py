@@ -26,9 +26,11 @@ _CHUNK = 1 << 18
 HISTOGRAM_BITS = 16
 
 HISTOGRAM_DEFINITIONS = {
-    "histogram": f"scores that share the upper {HISTOGRAM_BITS} bits of their float32 count as equal, for all figures",
-    "average_precision_low": "the exact average precision is not lower; likewise _high, auroc, au_pro, and _pooled",
-    "best_dice_high": "the exact best Dice is not higher, and not lower than the one given",
+    "histogram": "scores are rounded to float32, thresholds too, and those that share the upper "
+    f"{HISTOGRAM_BITS} bits of it count as equal, for all figures",
+    "average_precision_low": "the exact average precision is not lower, neither that of the scores as float32 nor that "
+    "of float64, whose order rounding keeps; likewise _high, auroc, au_pro, and _pooled",
+    "best_dice_high": "the exact best Dice is not higher, and not lower than the one given, likewise",
 }
 
 
@@ -109,8 +111,9 @@ def score_histogram(
 ) -> ScoreHistogram:
     """Count the voxels of one case by their score, without sorting.
 
-    Scores of float64 (or integers beyond 2^24) are rounded to float32 first. All that is made from the histogram,
-    intervals and the best threshold too, is of the rounded scores: compare these with that threshold.
+    Scores of float64 (or integers beyond 2^24) are rounded to float32 first. All that is made from the histogram, the
+    best threshold too, is of the rounded scores: compare these with that threshold. Intervals hold the exact figures of
+    the scores as they are, too: rounding keeps their order, and an interval has all orders within a bin.
 
     Args:
         scores: anomaly map, float or integers, any shape; higher is more anomalous.

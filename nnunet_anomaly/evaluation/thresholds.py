@@ -6,6 +6,7 @@ cases that it is used on: what is found there is the oracle's, and named so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,15 @@ class FoundThreshold:
 
     value: float
     dice: float
+
+
+def warnings_of(thresholds: Mapping[str, FoundThreshold]) -> list[str]:
+    """A sentence for every kind of threshold that was found by a Dice of 0: it is no better than any other."""
+    return [
+        f"{kind}: the best Dice of the search is 0, so that the threshold {found.value:g} says nothing."
+        for kind, found in thresholds.items()
+        if found.dice == 0
+    ]
 
 
 def greedy_levels(low: float, high: float, steps: int = GREEDY_STEPS) -> np.ndarray:

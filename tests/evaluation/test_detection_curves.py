@@ -29,7 +29,12 @@ from nnunet_anomaly.evaluation.anomaly import (
     split_scores,
     standardised_intensity,
 )
-from nnunet_anomaly.evaluation.score_histogram import ScoreHistogram, binned_detection, score_histogram
+from nnunet_anomaly.evaluation.score_histogram import (
+    HISTOGRAM_DEFINITIONS,
+    ScoreHistogram,
+    binned_detection,
+    score_histogram,
+)
 
 SIZE = 40
 # few distinct values make ties, many make none
@@ -207,6 +212,23 @@ def test_lesion_voxels_that_tie_are_within_the_interval():
     found = binned(scores, truth)
     assert average_precision_score(truth, scores) == pytest.approx(10 / 11)
     assert found.average_precision_interval[1] == pytest.approx(10 / 11)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1.0, 1 - 2**-9, 1 + 2**-7]), st.sampled_from([1e-9, 1e-7, 1e-2]))
+def test_the_intervals_hold_the_exact_figures_of_float64_too(seed, base, width):
+    rng = np.random.default_rng(seed)
+    truth = rng.random(200) < 0.3
+    truth[:2] = True, False
+    scores = base + width * (rng.random(200) - 0.5 + rng.choice([-0.3, 0.3]) * truth)  # many are equal as float32
+    found = binned(scores, truth)
+    low, high = found.average_precision_interval
+    assert low - 1e-12 <= average_precision_score(truth, scores) <= high + 1e-12
+    low, high = found.auroc_interval
+    assert low - 1e-12 <= roc_auc_score(truth, scores) <= high + 1e-12
+    low, high = found.best_dice_interval
+    assert low - 1e-12 <= best_dice(detection_curve(scores, truth))[0] <= high + 1e-12
+    assert "float64, whose order rounding keeps" in HISTOGRAM_DEFINITIONS["average_precision_low"]
 
 
 def test_binned_figures_are_exact_where_no_bin_is_shared():

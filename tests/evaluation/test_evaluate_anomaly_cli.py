@@ -192,6 +192,14 @@ def test_masks_missing_or_empty_are_named(folders):
     assert len(failed) == 2
 
 
+def test_without_a_mask_for_any_case_the_baseline_is_named_too(folders, capsys):
+    for i in range(4):
+        write(np.full(SHAPE, 2, dtype=np.uint8), folders / f"bone/case_{i}.nii.gz")
+    extra = ("-m", str(folders / "bone"), "--mask-labels", "1", "--baseline", str(folders / "images"))
+    assert evaluate(folders, *extra) == 1
+    assert "raw_intensity: case_3: " in capsys.readouterr().err
+
+
 def test_no_lesion_anywhere(folders):
     for i in range(3):
         (folders / f"ref/case_{i}.nii.gz").unlink()

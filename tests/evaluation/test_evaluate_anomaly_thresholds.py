@@ -108,19 +108,51 @@ def test_thresholds_are_searched_on_validation_cases_alone(folders, capsys):
     assert greedy["dice_of_search"] == pytest.approx(dice_at(greedy["threshold"], others), rel=1e-12)
     for kind, row in found.items():
         assert row["dice_set"] == pytest.approx(dice_at(row["threshold"], cases), rel=1e-12), kind
-        by_subject = [dice_at(row["threshold"], [case]) for case in cases]
+        by_subject = [dice_at(row["threshold"], [case]) for case in cases[:4]]  # the last has no lesion
         assert row["dice_subject_mean"] == pytest.approx(np.mean(by_subject), rel=1e-12)
         assert row["dice_subject_sd"] == pytest.approx(np.std(by_subject, ddof=1), rel=1e-12)
-        in_table = [float(row[f"dice_{kind}"]) for row in table(folders, "cases.csv")]
-        assert in_table == pytest.approx(by_subject)
+        assert (row["dice_subject_n"], row["dice_subject_n_undefined"]) == (4, 0)
+        called_mm3 = 2 * np.count_nonzero((cases[4][0] >= row["threshold"]) & (cases[4][2] > 0))
+        assert (row["lesion_free_cases"], row["lesion_free_called_share"]) == (1, called_mm3 > 0)
+        assert row["lesion_free_called_mm3_mean"] == called_mm3
+        *in_table, last = table(folders, "cases.csv")
+        assert [float(row[f"dice_{kind}"]) for row in in_table] == pytest.approx(by_subject)
+        assert (last[f"dice_{kind}"], float(last[f"false_positives_mm3_{kind}"])) == ("", called_mm3)
     assert found["oracle"]["dice_set"] == summary(folders)["results"]["maps"]["pooled"]["best_dice_pooled"]
     assert all(found["oracle"]["dice_set"] >= row["dice_set"] for row in found.values())
     assert [row["kind"] for row in table(folders, "thresholds.csv")] == list(found)
     printed = capsys.readouterr().out
-    assert "validation, greedy" in printed and "Without a lesion voxel" in printed
+    assert "validation, greedy" in printed and "no figure by subject has them: test_4" in printed
     # the same thresholds again from the file, without the validation cases
     assert evaluate(folders, "--threshold-file", str(folders / "out/thresholds.json"), out="again") == 0
     assert summary(folders, "again")["results"] == summary(folders)["results"]
+
+
+def test_thresholds_of_other_conditions_are_refused_by_name(folders, capsys):
+    searched = (*validation(folders), "--filters", "--erode-mm", "0", "--median-radius-mm", "1")
+    baselines = [f"--{prefix}baseline" for prefix in ("", "validation-")]
+    images = (baselines[0], str(folders / "test/images"), baselines[1], str(folders / "val/images"))
+    assert evaluate(folders, *searched, *images) == 0
+    given = ("--threshold-file", str(folders / "out/thresholds.json"))
+    same, out = ("--filters", "--erode-mm", "0", "--median-radius-mm", "1"), "again"
+    assert evaluate(folders, *given, *same, *images[:2], out=out) == 0
+    assert evaluate(folders, *given, "--filters", "--erode-mm", "1", "--median-radius-mm", "1", out=out) == 2
+    assert "'maps_filtered'" in (said := capsys.readouterr().err) and "filters was" in said and "0.0" in said
+    assert evaluate(folders, *given, "--mask-labels", "1", out=out) == 2
+    assert "mask_labels was [], is [1]" in capsys.readouterr().err
+    test = [str(folders / "test" / name) for name in ("ref", "maps")]
+    command = ["evaluate-anomaly", "-ref", test[0], "-pred", test[1], "-o", str(folders / out), "-np", "1", *given]
+    assert main(command) == 2
+    assert "mask was True, is False" in capsys.readouterr().err
+    content = json.loads((folders / "out/thresholds.json").read_text(encoding="utf-8"))
+    content["methods"]["raw_intensity"]["conditions"]["baseline_sign"] = -1
+    (folders / "dark.json").write_text(json.dumps(content), encoding="utf-8")
+    assert evaluate(folders, "--threshold-file", str(folders / "dark.json"), *images[:2], out=out) == 2
+    assert "baseline_sign was -1, is 1" in capsys.readouterr().err
+    for i in range(5):
+        write(read(folders / f"test/maps/test_{i}.nii.gz"), folders / f"test/maps/test_{i}_0001.nii.gz")
+    assert evaluate(folders, *given, "--channel", "1", out=out) == 2
+    assert "channel was None, is 1" in capsys.readouterr().err
 
 
 def test_without_validation_cases_only_the_oracle_is_there(folders):
@@ -152,10 +184,12 @@ def test_areas_slices_and_lesions(folders):
     hits, alarms = [], 0
     for scores, lesion, brain in cases:
         called = (scores >= threshold) & (brain > 0)
-        regions, number = ndimage.label(lesion, np.ones((3, 3, 3)))
-        hits += [called[regions == region].any() for region in range(1, number + 1)]
         components, number = ndimage.label(called, np.ones((3, 3, 3)))
-        alarms += number - len(set(components[lesion > 0].tolist()) - {0})
+        shares = ndimage.mean(lesion > 0, components, np.arange(1, number + 1))
+        alarms += np.count_nonzero(shares < 0.1)
+        hitting = np.isin(components, 1 + np.flatnonzero(shares >= 0.1))
+        regions, number = ndimage.label(lesion, np.ones((3, 3, 3)))
+        hits += [hitting[regions == region].any() for region in range(1, number + 1)]
     row = found["thresholds"]["oracle"]
     assert row["lesion_sensitivity"] == np.mean(hits)
     assert row["false_positives_per_case"] == alarms / 5
@@ -164,6 +198,35 @@ def test_areas_slices_and_lesions(folders):
     assert {row["size_group"] for row in curve} == set(found["froc_sensitivity"])
     values = [float(row["threshold"]) for row in curve if row["size_group"] == "all sizes"]
     assert values == sorted(values, reverse=True) and len(set(values)) == len(values) > 5
+
+
+def test_maps_that_tell_nothing_find_no_lesions(tmp_path):
+    """Random, all zero, and one that shows the lesions: what has a component everywhere must not look good."""
+    grid = np.ogrid[:20, :28, :28]
+    for i in range(3):
+        rng = np.random.default_rng(i)
+        lesion = np.zeros((20, 28, 28), np.uint8)
+        for centre in ((5, 6, 6), (14, 20, 8), (9, 15, 21)):
+            lesion[sum((axis - at) ** 2 for axis, at in zip(grid, centre, strict=True)) <= 9] = 1
+        noise = rng.random(lesion.shape, np.float32)
+        maps = {"noise": noise, "zero": noise * 0, "shows": noise / 2 + 0.6 * lesion * rng.random(lesion.shape)}
+        for name, array in {"ref": lesion, **maps}.items():
+            write(array.astype(np.uint8 if name == "ref" else np.float32), tmp_path / name / f"case_{i}.nii.gz")
+    predictions = [text for name in maps for text in ("-pred", str(tmp_path / name))]
+    command = ["evaluate-anomaly", "-ref", str(tmp_path / "ref"), *predictions, "-o", str(tmp_path / "out"), "-np", "1"]
+    assert main(command) == 0
+    results = summary(tmp_path)["results"]
+    at_two = {name: found["froc_sensitivity"]["all sizes"]["2"] for name, found in results.items()}
+    assert at_two["noise"] < 0.35 and at_two["zero"] == 0 and at_two["shows"] == 1
+    oracle = results["zero"]["thresholds"]["oracle"]
+    assert (oracle["lesion_sensitivity"], oracle["false_positives_per_case"]) == (0, 1)
+    assert {row["method"] for row in table(tmp_path, "froc.csv")} == {"noise", "shows"}
+    definitions = summary(tmp_path)["definitions"]
+    assert "at least 0.1 of its own voxels" in definitions["component"] and "0.01" in definitions["froc"]
+    # with any voxel as enough, one component hits every lesion
+    assert main([*command, "--component-overlap", "0"]) == 0
+    assert summary(tmp_path)["results"]["zero"]["thresholds"]["oracle"]["lesion_sensitivity"] == 1
+    assert "any of its own voxels" in summary(tmp_path)["definitions"]["component"]
 
 
 def test_sagittal_slices_and_a_hit_by_a_share(folders):
@@ -246,6 +309,34 @@ def test_nothing_is_repeated(folders):
     assert records == {path: path.stat().st_mtime_ns for path in records} and len(records) == 2 * (5 + 5 + 3)
 
 
+def test_what_an_earlier_run_left_and_this_one_does_not_write_is_removed(folders):
+    out = folders / "out"
+    images = ("--images", str(folders / "test/images"))
+    filters = ("--filters", "--erode-mm", "0", "--training-sizes", "9", "--lesion-size-edges-mm3", "10", "20", "30")
+    assert evaluate(folders, *validation(folders), *filters, *images) == 0
+    stale = ["pictures/maps_filtered.png", "froc_size_4.png", "training_size.png"]
+    stale += ["thresholds.json", "filtered/maps/test_0.nii.gz", "validation/filtered/maps/val_0.nii.gz"]
+    assert all((out / name).is_file() for name in stale)
+    for name in ("notes.txt", "pictures/mine.png", "filtered/maps/mine.txt", "froc_size_x.png"):
+        (out / name).write_text("not ours", encoding="utf-8")
+    # a case that is not evaluated any more has no filtered map either, and is not named as without a reference
+    (folders / "test/ref/test_0.nii.gz").rename(folders / "test/elsewhere.nii.gz")
+    assert evaluate(folders, "--filters", "--erode-mm", "0", "--threshold-file", str(out / "thresholds.json")) == 0
+    assert (out / "thresholds.json").is_file()
+    assert not (out / "filtered/maps/test_0.nii.gz").exists() and (out / "filtered/maps/test_1.nii.gz").is_file()
+    assert summary(folders)["predictions_without_reference"] == {"maps": ["test_0"], "maps_filtered": []}
+    assert evaluate(folders, *images) == 0
+    assert not [name for name in stale if (out / name).exists()]
+    theirs = {path.name for path in out.rglob("*") if path.is_file() and path.read_bytes() == b"not ours"}
+    assert theirs == {"notes.txt", "mine.png", "mine.txt", "froc_size_x.png"}
+    assert (out / "pictures/maps.png").is_file() and list((out / "validation/cases").rglob("*.npz"))
+    # nor are there tables of an earlier run where none of this one's cases can be evaluated
+    for i in range(1, 5):
+        write(np.full(SHAPE, np.nan, np.float32), folders / f"test/maps/test_{i}.nii.gz")
+    assert evaluate(folders) == 1
+    assert not (out / "summary.json").exists() and not (out / "pictures/maps.png").exists()
+
+
 def test_two_processes_give_the_same(folders):
     assert evaluate(folders, out="one") == 0
     assert evaluate(folders, "-np", "2") == 0
@@ -258,6 +349,72 @@ def test_validation_cases_without_a_lesion_are_an_error(folders, capsys):
     assert evaluate(folders, *validation(folders)) == 2
     assert "The validation cases have no lesion voxel" in capsys.readouterr().err
     assert not (folders / "out/summary.json").exists()
+
+
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_method_whose_cases_all_fail_is_left_out_and_its_cases_are_named(folders, capsys, searched):
+    bad = np.full(SHAPE, np.nan, np.float32)
+    for i in range(5):
+        write(bad, folders / f"test/bad/test_{i}.nii.gz")
+    for i in range(3):
+        write(bad, folders / f"val/bad/val_{i}.nii.gz")
+    extra = ["--images", str(folders / "test/images"), "--training-sizes", "10", "20", "--names", "bad", "good"]
+    if searched:
+        extra += [*validation(folders, "bad"), "--validation-pred", str(folders / "val/maps")]
+    # the bad one first, so that what belongs to the other is not found by its place
+    assert evaluate(folders, "-pred", str(folders / "test/maps"), *extra, maps="bad") == 1
+    error = capsys.readouterr().err
+    assert all(f"bad: test_{i}: " in error for i in range(5)) and ("bad: val_2: " in error) == searched
+    found = summary(folders)
+    assert list(found["results"]) == ["good"] and len(found["failed"]) == 5
+    assert {row["method"] for row in table(folders, "cases.csv")} == {"good"}
+    assert (folders / "out/pictures/good.png").is_file() and not (folders / "out/pictures/bad.png").exists()
+    if searched:
+        assert list(json.loads((folders / "out/thresholds.json").read_text(encoding="utf-8"))["methods"]) == ["good"]
+
+
+def test_validation_maps_that_are_all_bad_leave_the_oracle_alone_to_their_method(folders, capsys):
+    for i in range(3):
+        write(np.full(SHAPE, np.nan, np.float32), folders / f"val/bad/val_{i}.nii.gz")
+    extra = (
+        "-pred",
+        str(folders / "test/maps"),
+        "--names",
+        "first",
+        "second",
+        "--images",
+        str(folders / "test/images"),
+    )
+    assert evaluate(folders, *extra, *validation(folders), "--validation-pred", str(folders / "val/bad")) == 1
+    assert "second: val_0: " in capsys.readouterr().err
+    found = summary(folders)["results"]
+    assert len(found["first"]["thresholds"]) == 3 and list(found["second"]["thresholds"]) == ["oracle"]
+    assert evaluate(folders, *validation(folders, "bad")) == 2
+    assert "maps: val_1: " in (error := capsys.readouterr().err) and "none of the validation cases" in error
+
+
+def test_no_case_at_all_is_named_and_writes_no_table(folders, capsys):
+    for i in range(5):
+        write(np.full(SHAPE, np.nan, np.float32), folders / f"test/bad/test_{i}.nii.gz")
+    assert evaluate(folders, maps="bad") == 1
+    printed = capsys.readouterr()
+    assert "No case could be evaluated" in printed.out and "bad: test_4: " in printed.err
+    assert not (folders / "out/summary.json").exists()
+
+
+def test_a_search_that_finds_nothing_says_so(folders, capsys):
+    assert evaluate(folders, *validation(folders)) == 0
+    assert "Warning" not in capsys.readouterr().err and summary(folders)["warnings"] == []
+    for i in range(3):
+        write(np.zeros(SHAPE, np.float32), folders / f"val/zero/val_{i}.nii.gz")
+    assert evaluate(folders, *validation(folders, "zero")) == 0
+    warning = "validation_greedy: the best Dice of the search is 0, so that the threshold 0.75 says nothing."
+    assert f"Warning: maps, {warning}" in capsys.readouterr().err
+    assert summary(folders)["warnings"] == [f"maps, {warning}"]
+    found = json.loads((folders / "out/thresholds.json").read_text(encoding="utf-8"))["methods"]["maps"]
+    assert found["warnings"] == [warning]
+    assert evaluate(folders, "--threshold-file", str(folders / "out/thresholds.json")) == 0
+    assert f"Warning: maps, {warning}" in capsys.readouterr().err
 
 
 def test_a_case_of_both_sets_is_refused(folders, capsys):
@@ -285,7 +442,12 @@ def test_lesion_files_that_are_empty_or_of_another_grid_are_named(folders, capsy
     [
         (("--erode-mm", "1"), "--no-filters"),
         (("--hit-overlap", "2"), "--hit-overlap"),
+        (("--component-overlap", "-1"), "--component-overlap is -1.0"),
         (("--memory-gb", "0"), "--memory-gb"),
+        (
+            ("--filters", "-pred", ".", "--names", "a", "a_filtered"),
+            "'a_filtered' is the name of a method that is added",
+        ),
         (("--training-sizes", "1", "2"), "--training-sizes must be given 1 times"),
         (("--validation-ref", "val/ref"), "--validation-pred together"),
         (("--threshold-file", "nowhere.json"), "nowhere.json does not exist"),

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from nnunet_anomaly.errors import GeometryError, LabelError
-from nnunet_anomaly.evaluation.anomaly import split_scores
 from nnunet_anomaly.evaluation.lesions import (
-    false_positive_components,
     find_lesions,
     found_shares,
     froc,
     is_hit,
+    part_components,
     size_groups,
     third_order_fit,
     thirds_mm3,
@@ -41,20 +40,18 @@ def test_shares_and_components_as_by_scipy(seed, masked):
     assert lesions.n_outside == sizes.count(0)
     np.testing.assert_allclose(lesions.volumes_mm3, lesions.sizes_voxels * 0.5)
     assert lesions.voxel_weights.sum() == pytest.approx(lesions.sizes_voxels.size)
-    thresholds = [0.9, 0.5, 0.1]
-    shares = found_shares(split_scores(scores, truth, mask)[0], lesions, thresholds)
-    expected = [
-        [scores[(regions == region) & inside][..., None].__ge__(np.array(thresholds)).mean(axis=0)]
-        for region in range(1, number + 1)
-        if sizes[region - 1]
-    ]
-    assert shares.shape == (len(expected), 3)
-    for column, value in enumerate(thresholds):
-        assert sorted(shares[:, column]) == pytest.approx(sorted(float(row[0][column]) for row in expected))
-        called = (scores >= value) & inside
-        found, count = ndimage.label(called, STRUCTURE)
-        touching = set(found[truth].tolist()) - {0}
-        assert false_positive_components(called, truth) == count - len(touching)
+    for value in (0.9, 0.8, 0.5, 0.1):
+        for overlap in (0, 0.1, 0.3, 1):
+            called = (scores >= value) & inside
+            hitting, false_positives = part_components(called, truth, overlap)
+            components, count = ndimage.label(called, STRUCTURE)
+            inside_lesions = [truth[components == component].mean() for component in range(1, count + 1)]
+            hits = [component for component, share in enumerate(inside_lesions, 1) if share and share >= overlap]
+            np.testing.assert_array_equal(hitting, np.isin(components, hits))
+            assert false_positives == count - len(hits)
+            shares = found_shares(hitting[truth & inside], lesions)
+            expected = [hitting[(regions == i + 1) & inside].mean() for i, size in enumerate(sizes) if size]
+            assert sorted(shares) == pytest.approx(sorted(expected))
 
 
 def test_a_lesion_that_the_mask_cuts_in_two_is_one():
@@ -64,7 +61,7 @@ def test_a_lesion_that_the_mask_cuts_in_two_is_one():
     assert lesions.sizes_voxels.tolist() == [8] and lesions.n_outside == 0
     empty = find_lesions(np.zeros((2, 3), np.uint8), (1, 1))
     assert empty.sizes_voxels.size == 0 and empty.voxel_weights.size == 0
-    assert found_shares(np.zeros(0), empty, [0.5]).shape == (0, 1)
+    assert found_shares(np.zeros(0, bool), empty).shape == (0,)
     with pytest.raises(GeometryError):
         find_lesions(truth, (1, 1))
     with pytest.raises(GeometryError):
@@ -100,11 +97,24 @@ def test_froc_by_hand():
 def test_components_merge_so_that_false_positives_need_not_grow():
     truth = np.zeros((1, 1, 9), bool)
     scores = np.array([[[3, 1, 3, 1, 3, 1, 3, 1, 3]]])
-    assert false_positive_components(scores >= 3, truth) == 5
-    assert false_positive_components(scores >= 1, truth) == 1
+    assert part_components(scores >= 3, truth)[1] == 5
+    assert part_components(scores >= 1, truth)[1] == 1
     truth[..., 0] = True
-    assert false_positive_components(scores >= 1, truth) == 0
-    assert false_positive_components(scores >= 9, truth) == 0
+    assert part_components(scores >= 1, truth)[1] == 0
+    assert part_components(scores >= 9, truth)[1] == 0
+
+
+def test_a_component_that_is_hardly_in_lesions_finds_none():
+    truth = np.zeros((1, 1, 20), bool)
+    truth[..., 3] = truth[..., 17] = True
+    called = np.ones_like(truth)
+    called[..., 16] = False  # 16 voxels with one in a lesion, 3 with one
+    hitting, false_positives = part_components(called, truth)
+    assert false_positives == 1 and not hitting[..., :17].any() and hitting[..., 17:].all()
+    assert part_components(called, truth, 0)[1] == 0 and part_components(called, truth, 0.4)[1] == 2
+    assert part_components(called, truth, 1 / 3)[1] == 1
+    nothing, none = part_components(np.zeros_like(truth), truth)
+    assert not nothing.any() and none == 0
 
 
 def test_thirds_and_groups():
