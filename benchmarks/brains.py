@@ -156,8 +156,8 @@ class Brains(Console):
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def evaluate(self, seed: int, test: str) -> Path:
-        """Tables of one seed and one test set, filters off and on."""
-        names = [name for name, *_ in self.networks()]
+        """Tables of one seed and one test set, filters off and on, of the networks that are finished."""
+        names = [name for name, *_ in self.networks() if self.is_finished(name, seed)]
         command = ["-ref", str(self.output / "lesions" / test), "-m", str(self.output / "brains" / test)]
         validation = self.output / "lesions" / "validation"
         command += ["--validation-ref", str(validation), "--validation-mask", str(self.output / "brains/validation")]
@@ -181,6 +181,10 @@ class Brains(Console):
         self.call("nnunet-anomaly", "evaluate-anomaly", *command)
         return folder
 
+    def is_finished(self, name: str, seed: int) -> bool:
+        """Whether a network has made the error maps of all images."""
+        return len(list(self.maps(name, seed).glob("*_0001.nii.gz"))) == len(list((self.output / "images").iterdir()))
+
     def median(self) -> list[str]:
         """A window of 3 voxels of the coarse grid, of 5 of the releases' own."""
         return ["--median-radius-mm", "2" if self.args.full_grid else "2.5"]
@@ -191,9 +195,11 @@ class Brains(Console):
         results = [load_json(folder / "summary.json")["results"] for folder in folders]
         rows, figures = [], {}
         for method in results[0]:
-            runs = [figures_of(folder, result[method], method) for folder, result in zip(folders, results, strict=True)]
+            found = [(folder, each) for folder, each in zip(folders, results, strict=True) if method in each]
+            runs = [figures_of(folder, each[method], method) for folder, each in found]
+            gain = difference([folder for folder, _ in found], method)
             figures[method] = runs
-            rows.append({"method": method.replace("_", " "), **over_seeds(runs), **difference(folders, method)})
+            rows.append({"method": method.replace("_", " "), **over_seeds(runs), **gain})
         save_json(figures, self.output / f"results_{test}.json")
         (self.output / f"table_{test}.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
 
@@ -249,6 +255,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--epochs-2d", type=int, default=4)
     parser.add_argument("--batch-3d", type=int, default=8)
     parser.add_argument("--others", type=int, default=0, metavar="EPOCHS", help="train the other methods too")
+    parser.add_argument("--as-it-is", action="store_true", help="train nothing more, write the tables of what is there")
     parser.add_argument("--full-grid", action="store_true", help="images on the releases' own grids")
     parser.add_argument("-device", default="cpu")
     return parser
@@ -257,10 +264,11 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     """Run what is not done yet."""
     study = Brains(arguments(__doc__).parse_args())
-    study.make_data()
+    if not study.args.as_it_is:
+        study.make_data()
     for number, seed in enumerate(study.args.seeds, start=1):
-        for name, trainer, configuration in study.networks():
-            study.make_error_maps(name, trainer, configuration, seed)
+        for network in () if study.args.as_it_is else study.networks():
+            study.make_error_maps(*network, seed)
         for test in SETS[1:]:
             study.write_table(test, study.args.seeds[:number])
 
