@@ -32,10 +32,8 @@ HD_BET_NETWORK = "hd-bet_params/release_2*/fold_all/checkpoint_final.pth"  # bel
 MASK_SUFFIXES = ("_bet_mask", "_brain_mask", "_brainmask", "_mask", "_bet", "")
 # images that HD-BET leaves beside its masks: X_bet beside X_bet_mask (version 1), X beside X_bet (version 2)
 IMAGES_BESIDE = {"_bet": ("_bet_mask",), "": ("_bet_mask", "_bet")}
-BRAIN_ML = (
-    300.0,
-    2500.0,
-)  # from a newborn's to more than any adult's with its fluid; whole heads have 3 litres and more
+# from a newborn's to more than any adult's with its fluid; whole heads have 3 litres and more
+BRAIN_ML = (300.0, 2500.0)
 DIFFUSION_STEP = 0.0625  # of the smallest voxel size; the largest at which the filter is stable in 3-D
 
 
@@ -180,7 +178,7 @@ def with_brain_masks(cases: Sequence[Case], options: BrainOptions) -> list[Case]
 
 
 def _masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
-    """Files that are named like a mask of a case or of one of its images; images of HD-BET are none of them."""
+    """Files that are named like a mask of a case or of one of its images; images that lie beside masks are none."""
     stems = {case.case_id, *(case_name(path) for role, path in case.sources.items() if not role.startswith("lesion"))}
     found = {
         path
@@ -189,7 +187,18 @@ def _masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
         if not any(stem + other in files for other in IMAGES_BESIDE.get(suffix, ()))
         for path in files.get(stem + suffix, [])
     }
-    return sorted(found)
+    return sorted(found if len(found) < 2 else filter(_may_be_a_mask, found))
+
+
+def _may_be_a_mask(path: Path) -> bool:
+    """Whether a file has no more than two values; one that cannot be read may be a mask, and is named later."""
+    import SimpleITK as sitk
+
+    try:
+        voxels = sitk.GetArrayFromImage(read_placed(path))
+    except InputError:
+        return True
+    return bool(np.isin(voxels, (voxels.min(), voxels.max())).all())
 
 
 def _with_brain_mask(case: Case, masks: list[Path], claims: Mapping[Path, int], folder: Path) -> Case:

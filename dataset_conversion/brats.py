@@ -216,9 +216,14 @@ def which_release(release: Path, folders: Mapping[str, Sequence[Path]], year: st
     years = alike.pop()
     if year is not None and year not in years:
         raise InputError(f"--year is {year}, but the cases in {release} are named as in BraTS {'/'.join(years)}.")
-    if len(years) > 1 and year is None:
+    if len(years) > 1:
         above = {part for paths in folders.values() for path in paths for part in _parts(path, release)[:-1]}
-        years = frozenset(match["year"] for name in above for match in YEAR_IN_NAME.finditer(name))
+        said = frozenset(match["year"] for name in above for match in YEAR_IN_NAME.finditer(name))
+        if year is not None and said and year not in said:
+            raise InputError(
+                f"--year is {year}, but the folder's name says {'/'.join(sorted(said))}. Correct one of them."
+            )
+        years = said if year is None else frozenset({year})
         if len(years) != 1:
             raise InputError(
                 f"{release}: BraTS GLI of 2023 and of 2024 look alike, and no folder that is named as BraTS2023 "

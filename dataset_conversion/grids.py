@@ -47,6 +47,10 @@ def read_placed(path: Path) -> sitk.Image:
     image = read_image(path)
     if image.GetDimension() != 3:
         raise InputError(f"{path} is not 3-D.")
+    if (components := image.GetNumberOfComponentsPerPixel()) > 1:
+        raise InputError(
+            f"{path} has {components} components a voxel (a colour image?); a volume of numbers is needed."
+        )
     if image.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
         raise InputError(f"{path} holds complex numbers. Give their magnitude.")
     codes = {image.GetMetaData(key) for key in ("sform_code", "qform_code") if image.HasMetaDataKey(key)}

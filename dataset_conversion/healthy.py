@@ -71,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert the folder; see ``add_arguments``."""
     options = brain_options(args)
-    cases = with_brain_masks(with_roles(args, list_cases(args.release, args.pattern, options.masks)), options)
+    by_name = list_cases(args.release, args.pattern, options.masks)
+    cases = with_brain_masks(with_roles(args, by_name), options)
+    check_visits(cases, by_name, args.release)
     if said := what_may_be_one_subject(cases, args.release):
         print(f"WARNING: {said}", file=sys.stderr)
     more = {
@@ -104,8 +106,7 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
     A case has its file's name; where two files have one name, the names of the folders come before it.
 
     Raises:
-        InputError: there is no such folder or no such file, two files would be cases of one name, or a subject's visit
-            has more than one: they may well be of different sequences.
+        InputError: there is no such folder or no such file, or two files would be cases of one name.
     """
     not_an_image = "mask" if masks is None else tuple(suffix for suffix in MASK_SUFFIXES if suffix)
     inner = masks if masks is not None and masks.resolve() != release.resolve() else None
@@ -126,14 +127,28 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
     alike = [case.details["sources"]["image"] for case in cases if number[case.case_id] > 1]
     if alike:
         raise InputError(f"{release} has files that would be cases of one name: {some_of(alike)}. Rename some of them.")
-    visits = Counter((case.subject, case.visit) for case in cases)
-    doubled = [case.case_id for case in cases if visits[case.subject, case.visit] > 1]
+    return cases
+
+
+def check_visits(cases: Sequence[Case], by_name: Sequence[Case], release: Path) -> None:
+    """Raise an ``InputError`` where a subject's visit has several images: they may well be of different sequences.
+
+    Of subjects that the names tell; a table of subjects knows better.
+
+    Args:
+        cases: with subjects by the table, where there is one.
+        by_name: the same in this order, with subjects by their names.
+        release: for the message.
+    """
+    told = [case for case, named in zip(cases, by_name, strict=True) if case.subject == named.subject]
+    visits = Counter((case.subject, case.visit) for case in told)
+    doubled = [case.case_id for case in told if visits[case.subject, case.visit] > 1]
     if doubled:
         raise InputError(
             f"{release} has more than one image of the same visit of a subject: {some_of(doubled)}. Choose one "
-            "sequence and one run by --pattern, such as '*-T1.nii.gz'."
+            "sequence and one run by --pattern, such as '*-T1.nii.gz'. If they are of different people, name each in "
+            "the column subject of a table (--strata)."
         )
-    return cases
 
 
 def _case(path: Path, release: Path, by_folders: bool) -> Case:
@@ -154,14 +169,18 @@ def _case(path: Path, release: Path, by_folders: bool) -> Case:
 
 
 def what_may_be_one_subject(cases: Sequence[Case], release: Path) -> str | None:
-    """What to say of files that lie in one folder of the release, each a subject of its own; ``None`` without any."""
-    unknown = [case for case in cases if case.subject == case.case_id]
-    folders = Counter(case.sources["image"].relative_to(release).parts[0] for case in unknown)
+    """What to say of files that are each taken as a subject of their own, since no name tells one; ``None`` without.
+
+    Those that lie in one folder below the release are likely to be of one person.
+    """
+    unknown = [case.sources["image"].relative_to(release) for case in cases if case.subject == case.case_id]
+    folders = Counter(path.parts[0] for path in unknown if len(path.parts) > 1)
     shared = [f"{name} ({number})" for name, number in sorted(folders.items()) if number > 1]
-    if not shared:
+    if not shared and len(unknown) < 2:
         return None
+    what = f"files of one folder: {some_of(shared)}" if shared else f"{len(unknown)} files, such as {unknown[0]}"
     return (
-        f"files of one folder are each taken as a subject of their own: {some_of(shared)}. If some are of one person, "
+        f"each file is taken as a subject of its own where its name tells none ({what}). If some are of one person, "
         "who would be trained on and tested on, name subjects by --strata with a table of the columns case and subject."
     )
 

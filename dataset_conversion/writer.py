@@ -117,7 +117,8 @@ class DatasetWriter:
             )
         origin_file = self.own_file("origin")
         if origin_file.is_file():
-            self._compare_origin(load_json(origin_file))
+            if any(self._record_path(case_id).is_file() for case_id in case_ids):
+                self._compare_origin(load_json(origin_file))
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise InputError(
                 f"{self.folder} already holds something that this command did not make. Give another number with -d "
@@ -129,8 +130,8 @@ class DatasetWriter:
 
     def _compare_origin(self, found: Mapping[str, Any]) -> None:
         """Refuse to go on in a folder that was made from something else."""
-        for key in sorted(set(found) | set(self.origin)):
-            before, now = found.get(key), self.origin.get(key)
+        for key in self.origin:  # others were of an earlier version
+            before, now = found.get(key), self.origin[key]
             if before != now:
                 raise InputError(
                     f"{self.folder} already holds a data set that was made with {key} = {before!r}; now it is {now!r}."

@@ -28,8 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     ):
         defaults = ", ".join(f"{name} {numbers[place]}" for name, numbers in DEFAULTS.items())
-        parser.add_argument(f"--{option}", type=int, help=f"{what} (default: {defaults})")
+        parser.add_argument(f"--{option}", type=_at_least_one, help=f"{what} (default: {defaults})")
     parser.add_argument("-device", default="cpu", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

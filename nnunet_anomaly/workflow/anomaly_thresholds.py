@@ -23,7 +23,7 @@ from nnunet_anomaly.evaluation.thresholds import (
 )
 from nnunet_anomaly.files import load_json
 from nnunet_anomaly.workflow.anomaly_cases import read_case
-from nnunet_anomaly.workflow.anomaly_cohort import BASELINES, CaseFiles, Cohort, refuse_common_cases
+from nnunet_anomaly.workflow.anomaly_cohort import BASELINES, FILTERED, CaseFiles, Cohort, refuse_common_cases
 from nnunet_anomaly.workflow.anomaly_pooling import Pooled, arrays_in_turn, measure_cases
 
 # false-positive rates over voxels, four a decade up to 1 %: the thresholds of FROC curves are those that reach them.
@@ -102,9 +102,12 @@ def load_thresholds(cohort: Cohort, args: argparse.Namespace) -> dict[str, Any]:
         if method in BASELINES and method not in methods:
             continue
         found = methods.get(method)
-        if not isinstance(found, dict) or not {"cases", "conditions", "thresholds"} <= set(found):
+        if not isinstance(found, dict):
+            advice = "give --no-filters" if method.endswith(FILTERED) else "see --names"
             known = ", ".join(methods)
-            raise InputError(f"{args.threshold_file} has no thresholds for '{method}', only for {known}; see --names.")
+            raise InputError(f"{args.threshold_file} has no thresholds for '{method}', only for {known}; {advice}.")
+        if not {"cases", "conditions", "thresholds"} <= set(found):
+            raise InputError(f"{args.threshold_file} does not say what its thresholds hold for: search them again.")
         _refuse_other_conditions(method, found["conditions"], source.conditions(args), args.threshold_file)
         refuse_common_cases(cohort, found["cases"], args)
     return methods

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nnunet_anomaly.cli.demo import DEFAULTS
-from nnunet_anomaly.cli.main import build_parser
+from nnunet_anomaly.cli.main import build_parser, main
 from nnunet_anomaly.errors import AnomalyError, InputError
 from nnunet_anomaly.workflow.chain import Chain
 from nnunet_anomaly.workflow.demo import KneeDemo
@@ -35,8 +35,21 @@ def test_commands_of_a_demo_are_ours_or_nnunets(demo, tmp_path, monkeypatch):
             assert command[command.index("-tr") + 1].startswith("nnUNetTrainer")
 
 
-def test_every_demo_has_defaults():
-    assert set(DEFAULTS) == {"knee", "brain"}
+@pytest.mark.parametrize("method", DEFAULTS)
+@pytest.mark.parametrize("option", ["--cases", "--test-cases", "--epochs"])
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_numbers_of_a_demo_begin_at_one(method, option, number, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", method, "-o", str(tmp_path / "out"), option, number])
+    assert option in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_every_demo_begins(method, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(Chain, "run", lambda self: begun.append(self) or 0)
+    assert main(["demo", method, "-o", str(tmp_path), "--cases", "5"]) == 0
+    assert begun[0].cases == 5 and begun[0].epochs == DEFAULTS[method][2]
 
 
 class Two(Chain):

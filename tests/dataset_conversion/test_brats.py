@@ -256,6 +256,13 @@ def test_gli_of_an_unknown_year_needs_the_option(tmp_path, raw, heads, capsys, f
     assert "has label 4; this release of BraTS has 1, 2, 3. Is it another release" in failed["BraTS-GLI-00000-000"]
 
 
+def test_a_year_against_the_name_of_the_folder_is_refused(tmp_path, raw, heads, capsys):
+    gli(heads, tmp_path / "BraTS2023_MICCAI", (1, 2, 3))
+    assert convert(tmp_path / "BraTS2023_MICCAI", "--year", "2024") == 2
+    assert "--year is 2024, but the folder's name says 2023" in capsys.readouterr().err
+    assert convert(tmp_path / "BraTS2023_MICCAI", "--year", "2023") == 0
+
+
 def spoil(path: Path, change) -> None:
     sitk.WriteImage(change(sitk.ReadImage(str(path))), str(path))
 

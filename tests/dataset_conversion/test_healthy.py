@@ -124,7 +124,7 @@ def test_subjects_by_a_table_share_a_fold_and_without_it_a_warning_is_given(tmp_
         for visit in ("baseline", "followup"):
             heads.write(tmp_path / "in" / f"patient{seed}" / visit / "T1.nii.gz", np.where(brain, grey, 0))
     assert convert(tmp_path / "in", "--stripped") == 0
-    assert "patient0 (2), patient1 (2), patient2 (2). If some are of one person" in capsys.readouterr().err
+    assert "patient0 (2), patient1 (2), patient2 (2)). If some are of one person" in capsys.readouterr().err
     table = tmp_path / "subjects.csv"
     rows = [f"patient{seed}_{visit}_T1,patient{seed}\n" for seed in range(3) for visit in ("baseline", "followup")]
     table.write_text("case,subject\n" + "".join(rows))
@@ -133,6 +133,62 @@ def test_subjects_by_a_table_share_a_fold_and_without_it_a_warning_is_given(tmp_
     for split in load(raw, "splits_final"):
         assert not {name[:8] for name in split["train"]} & {name[:8] for name in split["val"]}
     assert load(raw, "cases")["patient1_baseline_T1"]["subject"] == "patient1"
+
+
+def test_a_table_tells_people_apart_whose_names_are_alike(tmp_path, raw, heads, capsys):
+    for seed, site in enumerate(("site_a", "site_b")):
+        grey, brain, _ = heads.head(seed)
+        heads.write(tmp_path / "in" / site / "sub-01" / "anat" / "sub-01_T1w.nii.gz", np.where(brain, grey, 0))
+    assert convert(tmp_path / "in", "--stripped") == 2
+    assert "same visit" in (said := capsys.readouterr().err) and "column subject of a table" in said
+    table = tmp_path / "subjects.csv"
+    names = [f"site_{letter}_sub-01_anat_sub-01_T1w" for letter in "ab"]
+    table.write_text(f"case,subject\n{names[0]},A1\n{names[1]},B1\n")
+    assert convert(tmp_path / "in", "--stripped", "--strata", table) == 0
+    assert {case["subject"] for case in load(raw, "cases").values()} == {"A1", "B1"}
+
+
+def test_files_whose_names_tell_no_subject_are_said_to_be_one_each(tmp_path, raw, heads, capsys):
+    for seed, name in enumerate(("patient01_baseline", "patient01_followup")):
+        grey, brain, _ = heads.head(seed)
+        heads.write(tmp_path / "in" / f"{name}.nii.gz", np.where(brain, grey, 0))
+    assert convert(tmp_path / "in", "--stripped") == 0
+    assert "each file is taken as a subject of its own" in capsys.readouterr().err
+
+
+def test_options_may_change_while_no_case_is_finished(tmp_path, raw, heads, masks, capsys):
+    """The remedy that a failed case names must not be refused."""
+    for seed, name in enumerate(IXI[:2]):
+        heads.write(tmp_path / "in" / f"{name}.nii.gz", heads.head(seed)[0] + 1)
+    assert convert(tmp_path / "in", "--stripped") == 1
+    assert "give masks by --brain-masks" in capsys.readouterr().out
+    assert convert(tmp_path / "in", "--brain-masks", masks) == 0
+    assert convert(tmp_path / "in", "--stripped") == 2
+
+
+def test_images_beside_their_masks_are_no_masks_and_two_masks_are_refused(tmp_path, raw, heads, capsys):
+    for seed, suffix in enumerate(("_mask", "_brain_mask")):
+        grey, brain, _ = heads.head(seed)
+        heads.write(tmp_path / "in" / f"p{seed}.nii.gz", grey)
+        heads.write(tmp_path / "bet" / f"p{seed}.nii.gz", grey * brain)
+        heads.write(tmp_path / "bet" / f"p{seed}{suffix}.nii.gz", brain.astype(np.uint8))
+    assert convert(tmp_path / "in", "--brain-masks", tmp_path / "bet") == 0
+    np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / "p1.nii.gz"), heads.head(1)[1])
+    heads.write(
+        tmp_path / "bet" / "p1.nii.gz",
+        (heads.head(1)[1] & (np.arange(heads.head(1)[1].shape[0]) % 2 > 0)[:, None, None]).astype(np.uint8),
+    )
+    assert convert(tmp_path / "in", "--brain-masks", tmp_path / "bet") == 1
+    assert "p1.nii.gz, p1_brain_mask.nii.gz" in capsys.readouterr().out
+
+
+def test_colour_images_are_named(tmp_path, raw, heads, capsys):
+    grey, brain, _ = heads.head(0)
+    heads.write(tmp_path / "in" / "a.nii.gz", np.where(brain, grey, 0))
+    colour = sitk.Compose([sitk.GetImageFromArray(grey.astype(np.uint8))] * 3)
+    sitk.WriteImage(colour, str(tmp_path / "in" / "b.nii.gz"))
+    assert convert(tmp_path / "in", "--stripped") == 1
+    assert "3 components a voxel" in capsys.readouterr().out
 
 
 def test_names_that_become_one_case_name_are_refused(tmp_path):

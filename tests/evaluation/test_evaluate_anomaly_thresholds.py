@@ -417,6 +417,22 @@ def test_a_search_that_finds_nothing_says_so(folders, capsys):
     assert f"Warning: maps, {warning}" in capsys.readouterr().err
 
 
+def test_a_threshold_file_of_other_methods_or_of_an_earlier_version_is_named(folders, capsys):
+    for i in range(5):
+        path = folders / f"test/maps/test_{i}.nii.gz"
+        write(np.abs(read(path)), path)
+    assert evaluate(folders, *validation(folders)) == 0
+    file = folders / "thresholds.json"
+    content = json.loads((folders / "out/thresholds.json").read_text(encoding="utf-8"))
+    file.write_text(json.dumps(content))
+    assert evaluate(folders, "--default", "--threshold-file", str(file)) == 2
+    assert "no thresholds for 'maps_filtered', only for maps; give --no-filters" in capsys.readouterr().err
+    del content["methods"]["maps"]["conditions"]
+    file.write_text(json.dumps(content))
+    assert evaluate(folders, "--threshold-file", str(file)) == 2
+    assert "does not say what its thresholds hold for" in capsys.readouterr().err
+
+
 def test_a_case_of_both_sets_is_refused(folders, capsys):
     for name in ("ref", "maps", "brain"):
         write(read(folders / f"test/{name}/test_1.nii.gz"), folders / f"val/{name}/test_1.nii.gz")
