@@ -117,7 +117,7 @@ class DatasetWriter:
             )
         origin_file = self.own_file("origin")
         if origin_file.is_file():
-            if any(self._record_path(case_id).is_file() for case_id in case_ids):
+            if any(origin_file.parent.glob("case_*.json")):  # of a finished case
                 self._compare_origin(load_json(origin_file))
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise InputError(
