@@ -130,7 +130,7 @@ class DatasetWriter:
 
     def _compare_origin(self, found: Mapping[str, Any]) -> None:
         """Refuse to go on in a folder that was made from something else."""
-        for key in self.origin:  # others were of an earlier version
+        for key in sorted(self.origin):  # others were of an earlier version
             before, now = found.get(key), self.origin[key]
             if before != now:
                 raise InputError(
