@@ -88,12 +88,11 @@ def test_labels_without_a_true_header_need_the_option(uq, raw, tools, capsys):
     assert convert(uq) == 1
     assert len(load(raw, "integrity_report")["failed"]) == 5
     assert "use --flip per-case" in load(raw, "integrity_report")["failed"]["9001104_00m"]
-    assert convert(uq, "--flip", "per-case") == 2  # the folder was begun with --flip header
-    assert "flip = 'header'; now it is 'per-case'" in capsys.readouterr().err
-    arguments = ["convert", "uq-akoa", str(uq.release), "--oai-root", str(uq.oai_root), "-d", "104", "-np", "1"]
-    assert main([*arguments, "--flip", "per-case"]) == 0
-    label = sitk.ReadImage(str(raw / "Dataset104_KneeUQ" / "labelsTr" / "9014797_36m.nii.gz"))
+    assert convert(uq, "--flip", "per-case") == 0  # no case was finished, so that the remedy goes on in the same folder
+    label = sitk.ReadImage(str(raw / "Dataset103_KneeUQ" / "labelsTr" / "9014797_36m.nii.gz"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(label), uq.truth["9014797_36m"])
+    assert convert(uq) == 2
+    assert "flip = 'per-case'; now it is 'header'" in capsys.readouterr().err
 
 
 def test_both_knees_are_told_apart_by_the_header(uq, raw, tools):
