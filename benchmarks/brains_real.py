@@ -23,7 +23,7 @@ from nnunet_anomaly.geometry import dilate_mm, erode_mm
 from nnunet_anomaly.postprocessing.components import keep_components
 from nnunet_anomaly.report.page import markdown_table
 
-SHOWN = ("none", "cube-n")
+SHOWN = ("cube-n",)
 DETACH_MM = 4.0
 
 
