@@ -28,7 +28,7 @@ sys.exit(status)
 """
 # The kernel's proportional set size counts a page that processes share once.
 SMAPS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
-PROCESSES = (1, 2, 4)
+PROCESSES, MEMORY_CASES = (1, 2, 4), (16, 8)
 COMMANDS = {
     "evaluate": ("evaluate", "-ref", "reference", "-pred", "prediction", "-o", "out"),
     "postprocess": ("postprocess", "-i", "prediction", "-o", "out"),
@@ -62,15 +62,15 @@ def run_command(name: str, folder: Path, processes: int) -> dict[str, Any]:
     return {"seconds": seconds, "mb": int(result.stdout) / 1024, "digest": digest.hexdigest()}
 
 
-def peak_mb(name: str, folder: Path, processes: int, cases: int | None = None) -> float:
+def peak_mb(name: str, folder: Path, processes: int, cases: int) -> float:
     """Highest memory of all processes of a command together, looked at every 20 ms; not to be timed. Linux only.
 
     Args:
         name, folder, processes: as in ``run_command``.
         cases: only the first so many of the cohort.
     """
-    source = folder if cases is None else folder / f"first_{cases}"
-    if cases is not None and not source.exists():
+    source = folder / f"first_{cases}"
+    if not source.exists():
         for kind in ("reference", "prediction"):
             (source / kind).mkdir(parents=True)
             for path in sorted((folder / kind).iterdir())[:cases]:
@@ -107,11 +107,13 @@ def proportional_kb(process: int) -> int:
 
 
 def memory_row(name: str, folder: Path) -> dict[str, str]:
-    """A row: memory of all processes together, by their number, and with a quarter of the cases."""
+    """A row: memory of all processes together, by their number, and with half of the cases."""
     row = {"command": name}
     for processes in PROCESSES:
-        row[f"MB, {processes} process{'es' if processes > 1 else ''}"] = f"{peak_mb(name, folder, processes):.0f}"
-    row[f"MB, 2 processes, {CASES // 4} cases"] = f"{peak_mb(name, folder, 2, CASES // 4):.0f}"
+        row[f"MB, {processes} process{'es' if processes > 1 else ''}"] = (
+            f"{peak_mb(name, folder, processes, MEMORY_CASES[0]):.0f}"
+        )
+    row[f"MB, 2 processes, {MEMORY_CASES[1]} cases"] = f"{peak_mb(name, folder, 2, MEMORY_CASES[1]):.0f}"
     print(row, flush=True)
     return row
 

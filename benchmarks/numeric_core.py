@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from core_cohorts import CASES, COMMANDS, compare_processes, make_cohort, memory_row
+from core_cohorts import COMMANDS, MEMORY_CASES, compare_processes, make_cohort, memory_row
 from core_inputs import HIP_MM, HIP_PAIRS, KNEE_MM, LABELS, SEED, make_inputs
 from core_peers import (
     TOLERANCE_MM,
@@ -326,7 +326,9 @@ def main() -> int:
     missed = [row["work"] for row in rows if row.pop("_missed")]
     text = f"{machine()}; median of {args.repeats}, seed {SEED}\n\n{markdown_table(rows)}"
     if memory:
-        text += f"\n\nMemory of all processes of a command together, {CASES} cases:\n\n{markdown_table(memory)}"
+        text += (
+            f"\n\nMemory of all processes of a command together, {MEMORY_CASES[0]} cases:\n\n{markdown_table(memory)}"
+        )
     print(f"\n{text}\n{'Goals missed: ' + ', '.join(missed) if missed else 'All goals reached.'}")
     if args.output:
         args.output.write_text(text, encoding="utf-8")
