@@ -229,6 +229,113 @@ class SelfSupervisionSettings:
 
 
 @dataclass(frozen=True)
+class SymmetrySettings:
+    """Structures that come as a left and a right one, and mirroring that knows one from the other."""
+
+    pairs: tuple[tuple[int, int], ...] = setting(
+        "Labels of left and right of every pair; derived from the names of labels (`femur_left`, `Right Hip`) where "
+        "the training label maps confirm them, each on a side of its own.",
+        (),
+    )
+    side_axis: int = setting(
+        "Axis from left to right, of a preprocessed 3-D image; derived from the images' orientation; -1 where it is "
+        "not the same for all.",
+        -1,
+        minimum=-1,
+        maximum=2,
+    )
+    mirroring: Literal["swap", "off", "plain"] = setting(
+        "Mirroring along that axis in training: `swap` exchanges the labels of every pair with it, `off` leaves the "
+        "axis out, `plain` keeps the labels, as nnU-Net does, so that a left one may become a right one.",
+        "swap",
+        "off",
+    )
+    test_time_mirroring: Literal["swap", "off", "plain"] = setting(
+        "The same in prediction: `swap` mirrors inside the network and exchanges the channels of every pair, "
+        "whatever `--disable_tta` says.",
+        "swap",
+        "off",
+    )
+
+
+@dataclass(frozen=True)
+class IntensitySettings:
+    """How intensities are normalised where nnU-Net's way is not the paper's."""
+
+    ct: Literal["nnunet", "quartile_case", "quartile_fingerprint"] = setting(
+        "Channels named CT: nnU-Net's normalisation, or (x - mean) / (q75 - q25) over values from 0 HU on (Xu), of "
+        "every case by itself or of all training cases together.",
+        "nnunet",
+        "quartile_case",
+    )
+
+
+@dataclass(frozen=True)
+class GapWeightSettings:
+    """Voxel weights of the cross-entropy, high around the gaps between structures (Xu, equation 1)."""
+
+    amplitude: float = setting("w0; 0 leaves all weights at 1.", 20.0, minimum=0)
+    sigma_mm: float = setting("Sigma (5 voxels of the paper's 0.78 mm).", 3.9, minimum=0.01)
+    erosion_mm: float = setting(
+        "Radius of the ball by which every structure is eroded before (3 voxels of 0.78 mm).", 2.34, minimum=0
+    )
+    dice_weight: float = setting("Weight of soft Dice beside the cross-entropy; 0 as in the paper.", 0.0, minimum=0)
+    elastic_probability: float = setting(
+        "Probability that a training sample is deformed elastically.", 0.2, 1 / 3, minimum=0, maximum=1
+    )
+    deformed_sample_weight: float = setting("Weight of such a sample in the loss.", 1 / 3, minimum=0)
+
+
+@dataclass(frozen=True)
+class FineTuningSettings:
+    """How the gap-weighted and the multi-planar network learn: nnU-Net's way, or the paper's."""
+
+    optimizer: Literal["nnunet", "adam"] = setting("nnU-Net's stochastic gradient descent, or Adam.", "nnunet", "adam")
+    learning_rate: float = setting("Initial learning rate.", 1e-2, 1e-5, minimum=1e-8)
+    learning_rate_schedule: Literal["poly", "plateau"] = setting(
+        "nnU-Net's polynomial decay, or a tenth less whenever `plateau_epochs` epochs in a row brought no better one.",
+        "poly",
+        "plateau",
+    )
+    plateau_epochs: int = setting("See `learning_rate_schedule`.", 2, minimum=1)
+    plateau_factor: float = setting("Factor on the learning rate then.", 0.9, minimum=0.01, maximum=1)
+    epochs: int = setting("Epochs of nnU-Net's 250 iterations at most.", 1000, 40, minimum=1)
+    early_stopping_epochs: int = setting(
+        "Stop after so many epochs in a row without a better one; 0: never.", 0, 5, minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """Weights that a training starts from."""
+
+    checkpoint: str = setting(
+        "Checkpoint file of a network of the same classes, of which all weights are taken, those of the last layer "
+        "too, and nothing is frozen; empty: none.",
+        "",
+    )
+
+
+@dataclass(frozen=True)
+class MultiPlanarSettings:
+    """One 2-D network for planes of several directions (Perslev 2019, Xu)."""
+
+    views: int = setting("Directions from which a volume is seen.", 6, minimum=1)
+    minimum_angle_deg: float = setting("Any two directions are at least so far apart.", 60.0, minimum=0, maximum=90)
+    plane_pixels: int = setting(
+        "Pixels along both axes of a plane; derived: the 75th percentile of voxels over images and axes.",
+        128,
+        minimum=8,
+    )
+    plane_extent_mm: float = setting(
+        "Length of its axes; derived: the 75th percentile of lengths over images and axes. A pixel's size follows "
+        "from both, in training and in prediction.",
+        128.0,
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True)
 class AnomalySettings:
     """Everything under ``"anomaly"`` in the plans."""
 
@@ -245,6 +352,12 @@ class AnomalySettings:
     vae: VaeSettings = field(default_factory=VaeSettings)
     erasing: ErasingSettings = field(default_factory=ErasingSettings)
     self_supervision: SelfSupervisionSettings = field(default_factory=SelfSupervisionSettings)
+    symmetry: SymmetrySettings = field(default_factory=SymmetrySettings)
+    intensity: IntensitySettings = field(default_factory=IntensitySettings)
+    gap_weights: GapWeightSettings = field(default_factory=GapWeightSettings)
+    fine_tuning: FineTuningSettings = field(default_factory=FineTuningSettings)
+    transfer: TransferSettings = field(default_factory=TransferSettings)
+    multi_planar: MultiPlanarSettings = field(default_factory=MultiPlanarSettings)
 
     @staticmethod
     def for_preset(preset: str) -> AnomalySettings:
@@ -399,7 +512,7 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(argument) for argument in arguments)
     if origin is tuple and arguments[-1] is Ellipsis:
-        return f"a list of {_PLURAL[arguments[0]]}"
+        return f"a list of {_PLURAL.get(arguments[0]) or f'lists, each {describe(arguments[0])}'}"
     if origin is tuple:
         return f"a list of {len(arguments)} {_PLURAL[arguments[0]]}"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]

@@ -7,17 +7,15 @@ from typing import Any
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_anomaly.augmentation.corruptions import SyntheticLesionTransform
 from nnunet_anomaly.augmentation.protected_channels import insert_after_resampling, protect_channels
 from nnunet_anomaly.dataset_roles import error_channels
-from nnunet_anomaly.seeding import seed_everything
-from nnunet_anomaly.settings import AnomalySettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
+from nnunet_anomaly.trainers.segmentation import SegmentationTrainer
 
 
-class nnUNetTrainerAnomalyAugmentation(nnUNetTrainer):
+class nnUNetTrainerAnomalyAugmentation(SegmentationTrainer):
     """nnU-Net whose training images get ill-defined lesions inside the region of interest; labels stay as they are.
 
     So the network learns that a lesion in a bone is bone.
@@ -31,14 +29,8 @@ class nnUNetTrainerAnomalyAugmentation(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own signature
     ):
-        self.settings = AnomalySettings.from_plans(plans)
         self.error_channels = error_channels(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
-
-    def initialize(self) -> None:
-        """Seed, then build as nnU-Net does."""
-        seed_everything(self.settings.seed, self.fold, self.local_rank)
-        super().initialize()
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
         """nnU-Net's transforms, with lesions put in between the spatial ones and those of intensity."""

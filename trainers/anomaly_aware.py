@@ -6,19 +6,17 @@ from typing import Any
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_anomaly.augmentation.protected_channels import protect_channels
 from nnunet_anomaly.dataset_roles import error_channels
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.losses.focal import FocalLoss
-from nnunet_anomaly.seeding import seed_everything
-from nnunet_anomaly.settings import AnomalySettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
+from nnunet_anomaly.trainers.segmentation import SegmentationTrainer
 
 
-class nnUNetTrainerAnomalyAware(nnUNetTrainer):
+class nnUNetTrainerAnomalyAware(SegmentationTrainer):
     """S: L_S = L_Dice + alpha * mean(F * CE), F = 1 + beta * E; E is data, so only spatial transforms move it.
 
     Without an error channel, or with alpha 1 and beta 0, this is nnU-Net's loss (alpha 0: Dice only).
@@ -32,7 +30,6 @@ class nnUNetTrainerAnomalyAware(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own signature
     ):
-        self.settings = AnomalySettings.from_plans(plans)
         self.error_channels = error_channels(dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         for channel in self.error_channels:
@@ -44,8 +41,7 @@ class nnUNetTrainerAnomalyAware(nnUNetTrainer):
                 )
 
     def initialize(self) -> None:
-        """Seed, build as nnU-Net does, and let the error channel start at the scale of the image."""
-        seed_everything(self.settings.seed, self.fold, self.local_rank)
+        """As all ours, and let the error channel start at the scale of the image."""
         super().initialize()
         if self.error_channels:
             first = next(layer for layer in self.network.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d))
