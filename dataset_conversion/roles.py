@@ -171,17 +171,26 @@ def nearest_numbers(
 
     ``None`` if no choice adds up to ``total``. By dynamic programming over strata.
     """
-    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
+    best = {0: 0}  # cost of every total within reach
+    last: list[dict[int, int]] = []  # for every stratum, the number by which a total is reached at that cost
     for stratum, numbers in possible.items():
-        longer: dict[int, tuple[int, list[int]]] = {}
-        for so_far, (cost, chosen) in sorted(best.items()):
-            for number in numbers:
-                new = cost + (number - wanted[stratum]) ** 2
+        costs = [(number, (number - wanted[stratum]) ** 2) for number in numbers]
+        longer: dict[int, int] = {}
+        taken: dict[int, int] = {}
+        for so_far, cost in sorted(best.items()):
+            for number, more in costs:
                 together = so_far + number
-                if together <= total and (together not in longer or new < longer[together][0]):
-                    longer[together] = (new, [*chosen, number])
+                if together <= total and (together not in longer or cost + more < longer[together]):
+                    longer[together], taken[together] = cost + more, number
         best = longer
-    return dict(zip(possible, best[total][1], strict=True)) if total in best else None
+        last.append(taken)
+    if total not in best:
+        return None
+    chosen = []
+    for taken in reversed(last):
+        chosen.append(taken[total])
+        total -= chosen[-1]
+    return dict(zip(possible, reversed(chosen), strict=True))
 
 
 def shares(sizes: Mapping[str, int], number: int, seed: int) -> dict[str, int]:
