@@ -67,7 +67,7 @@ def _print_summary(summary: Mapping[str, Any], shown: int = 10) -> None:
     print(
         f"|E| at {summary['settings']['distance_mm']:g} mm, {summary['cases']} cases: {voxels['total']} voxels, "
         f"mean {voxels['mean']:.1f}; {volume['total']:.1f} mm^3, mean {volume['mean']:.1f}. "
-        f"{summary['cases_without_collision']} cases have none."
+        f"Cases without any: {summary['cases_without_collision']}."
     )
     if summary["pairs"]:
         print("\nLabels that collide")

@@ -80,7 +80,7 @@ def _print_step(by_label: Mapping[str, Mapping[str, Any]]) -> None:
     """What a step did with each label, in the columns that it counts."""
     found = {key for counts in by_label.values() for key in counts}
     keys = [key for key in COLUMNS if key in found]
-    rows = [[label, *(_number(counts.get(key, 0)) for key in keys)] for label, counts in by_label.items()]
+    rows = [[label, *(_cell(key, counts.get(key, 0)) for key in keys)] for label, counts in by_label.items()]
     print_table(["label", *(COLUMNS[key] for key in keys)], rows, left_columns=1)
 
 
@@ -91,7 +91,7 @@ def _print_changes(changes: Sequence[Mapping[str, Any]]) -> None:
         [
             str(entry["from"]),
             str(entry["to"] or "removed"),
-            *(_number(entry[key]) for key in ("voxels", "mm3", "cases")),
+            *(_cell(key, entry[key]) for key in ("voxels", "mm3", "cases")),
         ]
         for entry in changes
     ]
@@ -99,8 +99,8 @@ def _print_changes(changes: Sequence[Mapping[str, Any]]) -> None:
         print_table(["label", "becomes", "voxels", "mm^3", "cases"], rows)
 
 
-def _number(value: float) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+def _cell(key: str, value: float) -> str:
+    return f"{value:.1f}" if key.endswith("mm3") else str(value)
 
 
 def _steps(args: argparse.Namespace) -> Any:

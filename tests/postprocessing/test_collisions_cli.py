@@ -105,7 +105,7 @@ def test_cases_are_ranked_and_e_is_written(folder, capsys):
     assert summary["settings"] == {"distance_mm": 1.5, "labels": None} and summary["failed"] == {}
     assert summary["pairs"] == [{"label": 1, "other": 2, "voxels": 320, "mm3": 160.0, "cases": 2}]
     printed = capsys.readouterr().out
-    assert "320 voxels, mean 106.7; 160.0 mm^3, mean 53.3. 1 cases have none." in printed
+    assert "320 voxels, mean 106.7; 160.0 mm^3, mean 53.3. Cases without any: 1." in printed
     assert printed.index("touching") < printed.index("near ")
 
 
