@@ -56,14 +56,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plans_names(preprocessed: Path) -> list[str]:
-    """Plans of a dataset, sorted; those of which others are copies with the same preprocessed images are not told."""
+    """Names of a dataset's plans; where there are some with preprocessed images of their own, these alone."""
     from nnunet_anomaly.files import load_json
 
-    return [
+    names = [
         path.stem
         for path in sorted(preprocessed.glob("*.json"))
         if isinstance(content := load_json(path), dict) and "configurations" in content
     ]
+    return [name for name in names if (preprocessed / f"{name}_3d_fullres").is_dir()] or names
 
 
 def _print_next(dataset: str, number: int, plans_names: Sequence[str]) -> None:

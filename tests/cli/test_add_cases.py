@@ -115,6 +115,9 @@ def test_what_to_do_next_is_said_with_the_plans_and_the_folds(workspace, capsys)
     assert add(workspace) == 0
     printed = capsys.readouterr().out
     assert "nnUNetAnomalyPlans, otherPlans" in printed and "-plans_name PLANS" in printed
+    (preprocessed / "otherPlans_3d_fullres").mkdir()  # the only ones with images of their own
+    assert add(workspace) == 0
+    assert "-plans_name otherPlans" in capsys.readouterr().out
 
 
 def test_a_second_run_changes_nothing_and_a_corrected_one_needs_replace(workspace, capsys):

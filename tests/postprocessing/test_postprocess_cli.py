@@ -32,8 +32,8 @@ def label_map(seed: int) -> np.ndarray:
 def write(array: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(array)
-    image.SetSpacing(SPACING_MM_XYZ)
-    image.SetOrigin((5, -6, 7))
+    image.SetSpacing(SPACING_MM_XYZ[: array.ndim])
+    image.SetOrigin((5, -6, 7)[: array.ndim])
     sitk.WriteImage(image, str(path))
 
 
@@ -326,6 +326,22 @@ def test_empty_label_map_stays_empty(tmp_path):
     assert postprocess(tmp_path) == 0
     assert not read(tmp_path / "out/case.nii.gz").any()
     assert json.loads((tmp_path / "out/postprocessing.json").read_text())["removed"] == [{}]
+
+
+def test_two_dimensions_and_single_voxels(tmp_path, capsys):
+    touching = np.zeros((8, 12), np.uint8)
+    touching[:, :6], touching[:, 6:] = 1, 2
+    one = np.zeros((8, 12), np.uint8)
+    one[3, 4] = 2
+    write(touching, tmp_path / "in/touching.mha")
+    write(one, tmp_path / "in/one.mha")
+    assert postprocess(tmp_path, "--pairs", "1:2", "--open-gaps-mm", "0.4") == 0
+    expected = touching.copy()
+    expected[:, 5:7] = 0
+    np.testing.assert_array_equal(read(tmp_path / "out/touching.mha"), expected)
+    np.testing.assert_array_equal(read(tmp_path / "out/one.mha"), one)
+    changes = json.loads((tmp_path / "out/postprocessing.json").read_text())["changes"]
+    assert [change["mm3"] for change in changes] == [pytest.approx(8 * 0.2)] * 2  # of 1 mm thickness
 
 
 def test_bad_cases_are_named_and_the_others_go_on(folder, capsys):
