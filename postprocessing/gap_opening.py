@@ -30,10 +30,10 @@ def open_gaps(
     """Make voxels background, nearest ones first, until no two classes are within a distance of one another.
 
     The voxels that lie nearest to another class go first, those of both classes at once, then the next nearest of what
-    is left, and so on up to the distance. So both sides of a closed gap lose the same number of layers, no more than
-    it takes, and only voxels of the collision set go. A component that would vanish is left alone, and so is what
-    collides with nothing else: a small structure is not lost to a large one. Where a gap lies is a guess: the paper
-    counts collisions and leaves the gap to a person.
+    is left, and so on up to the distance. So both sides of a closed gap lose the same number of layers, between flat
+    walls no more than it takes, and only voxels of the collision set go. A component that would vanish is left alone,
+    and so is what collides with it alone: a small structure is not lost to a large one. Where a gap lies is a guess:
+    the paper counts collisions and leaves the gap to a person.
 
     Args:
         label_map: 2-D or 3-D, bool or integers in 0 to 65535, any memory layout; never changed.
