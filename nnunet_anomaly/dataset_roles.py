@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.files import load_json
 from nnunet_anomaly.label_maps import LARGEST_LABEL, is_whole_number
 
 KEY = "anomaly"
@@ -86,6 +87,21 @@ def labels_by_name(dataset_json: Any, path: Path) -> dict[str, tuple[int, ...]]:
             raise InputError(f"{path}: the label of '{name}' is {value!r}; labels are 1 to {LARGEST_LABEL}.")
         found[name] = values
     return found
+
+
+def label_values(path: Path) -> tuple[int, ...] | None:
+    """Every label that a label map may hold by a dataset.json, ascending; None without such a file, or any label in it.
+
+    With regions these are the values of ``regions_class_order`` too, which predictions hold.
+
+    Raises:
+        InputError: its labels are none.
+    """
+    if not path.is_file():
+        return None
+    dataset_json = load_json(path)
+    values = {value for group in labels_by_name(dataset_json, path).values() for value in group}
+    return tuple(sorted(values | set(dataset_json.get("regions_class_order") or ()))) or None
 
 
 def roi_labels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:

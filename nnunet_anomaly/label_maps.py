@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import ndimage
 
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.files import read_image
@@ -121,14 +122,19 @@ def files_by_case(folder: Path, channel: int | None = None) -> dict[str, Path]:
     return found
 
 
-def read_label_map(path: Path) -> tuple[np.ndarray, sitk.Image]:
+def read_label_map(path: Path, known: Iterable[int] | None = None) -> tuple[np.ndarray, sitk.Image]:
     """Read a label map: its array (z, y, x) of integers, and the image that carries the geometry.
 
     Files of floating-point type are taken when every value is a whole number, as some tools write labels so.
 
+    Args:
+        path: the file.
+        known: labels that it may hold besides the background, those of dataset.json; None: any.
+
     Raises:
         InputError: the file is missing or damaged.
-        LabelError: values that are not whole numbers, negative, or above 65535.
+        LabelError: values that are not whole numbers, negative, or above 65535; or labels that are not known, which
+            are listed.
     """
     import SimpleITK as sitk
 
@@ -143,8 +149,23 @@ def read_label_map(path: Path) -> tuple[np.ndarray, sitk.Image]:
         compact = as_label_map(array)
     except LabelError as error:
         raise LabelError(f"{path}: {error}") from None
+    if known is not None and (stray := set(labels_in(compact)) - set(known)):
+        raise LabelError(
+            f"{path} holds the labels {sorted(stray)}, which dataset.json does not have; it has {sorted(known)}. "
+            "Correct one of the two."
+        )
     # integers keep the dtype of their file
     return (compact if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64) else array), image
+
+
+def labels_in(label_map: np.ndarray) -> list[int]:
+    """Labels that occur, but for 0, ascending.
+
+    Args:
+        label_map: uint8 or uint16, as ``as_label_map`` gives it.
+    """
+    boxes = ndimage.find_objects(label_map) if label_map.size else []
+    return [label for label, box in enumerate(boxes, start=1) if box is not None]
 
 
 def read_region(path: Path, labels: Sequence[int], image: sitk.Image, image_path: Path) -> np.ndarray:

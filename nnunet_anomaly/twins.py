@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 LEFT, RIGHT = "left", "right"
 _SIDES = {"left": LEFT, "l": LEFT, "lt": LEFT, "right": RIGHT, "r": RIGHT, "rt": RIGHT}
@@ -37,3 +39,32 @@ def pairs_by_name(labels: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
 def swapped_labels(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
     """The twin of every label that has one."""
     return {label: twin for left, right in pairs for label, twin in ((left, right), (right, left))}
+
+
+def cosine_to_the_left(
+    label_map: np.ndarray, pair: tuple[int, int], spacing_mm: Sequence[float], direction: Sequence[float]
+) -> float | None:
+    """Where the first label of a pair lies, seen from the second: 1 to the patient's left, -1 to the right.
+
+    It is the cosine of the angle between the way from one centre to the other and the patient's left; near 0 the two
+    do not lie side by side. Centres are medians along every axis, so that a piece that bears the wrong label hardly
+    moves them.
+
+    Args:
+        label_map: 2-D or 3-D integers, axes (z, y, x).
+        pair: two labels.
+        spacing_mm: voxel size along every axis.
+        direction: of SimpleITK, in the order x, y, z; world x runs to the patient's left.
+
+    Returns:
+        None where one of the two is absent; 0 where both have one centre.
+    """
+    centres_mm = []
+    for label in pair:
+        indices = np.nonzero(label_map == label)
+        if not indices[0].size:
+            return None
+        centres_mm.append(np.median(indices, axis=1) * spacing_mm)
+    way_mm = np.reshape(direction, (label_map.ndim,) * 2) @ (centres_mm[0] - centres_mm[1])[::-1]
+    length_mm = float(np.linalg.norm(way_mm))
+    return float(way_mm[0]) / length_mm if length_mm else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,10 +36,25 @@ def collision_set(
         GeometryError: the spacing is not one positive number per axis.
         LabelError: not a label map, or a label below 1.
     """
+    return find_collisions(label_map, spacing_mm, distance_mm=distance_mm, labels=labels)[0]
+
+
+def find_collisions(
+    label_map: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    distance_mm: float = 1.56,
+    labels: Sequence[int] | None = None,
+) -> tuple[np.ndarray, dict[tuple[int, int], int]]:
+    """``collision_set``, and how many voxels of each two labels (the lower one first) are too near to one another.
+
+    A voxel that is too near to several classes counts for each of them, so that the pairs may add up to more than E.
+    """
     check_labels(() if labels is None else labels)
     check_spacing(spacing_mm, np.ndim(label_map))
     label_map = as_label_map(label_map)
     collisions = np.zeros(label_map.shape, dtype=bool)
+    by_pair = Counter[tuple[int, int]]()
     boxes = label_boxes(label_map, labels)
     for label, box in boxes.items():
         around = widened(box, distance_mm, spacing_mm, label_map.shape)
@@ -47,5 +63,9 @@ def collision_set(
         if labels is not None:
             others &= np.isin(crop, list(boxes))
         if others.any():
-            collisions[around] |= dilate_mm(crop == label, distance_mm, spacing_mm) & others
-    return collisions
+            near = dilate_mm(crop == label, distance_mm, spacing_mm) & others
+            collisions[around] |= near
+            for other, voxels in enumerate(np.bincount(crop[near]).tolist()):
+                if voxels:
+                    by_pair[min(label, other), max(label, other)] += voxels
+    return collisions, dict(sorted(by_pair.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_anomaly import __version__
+from nnunet_anomaly.dataset_roles import label_values
 from nnunet_anomaly.errors import InputError, LabelError, SettingsError
 from nnunet_anomaly.files import (
     Outcome,
@@ -25,6 +27,7 @@ from nnunet_anomaly.files import (
 )
 from nnunet_anomaly.label_maps import ENDINGS, files_by_case, read_label_map, spacing_zyx_mm
 from nnunet_anomaly.postprocessing.components import keep_components_with_record
+from nnunet_anomaly.postprocessing.gap_opening import open_gaps_with_record
 from nnunet_anomaly.postprocessing.symmetric_components import symmetric_components_with_record
 
 # A step takes a label map, its spacing in mm and its settings by name; it gives the new label map and, as JSON, what it
@@ -33,6 +36,7 @@ Step = Callable[..., tuple[np.ndarray, dict[str, Any]]]
 STEPS: dict[str, Step] = {
     "keep_components": keep_components_with_record,
     "symmetric_components": symmetric_components_with_record,
+    "open_gaps": open_gaps_with_record,
 }
 
 RECORDS = "postprocessing"
@@ -82,14 +86,37 @@ def apply_steps(
         steps: see ``check_steps``.
 
     Returns:
-        The new label map (same shape and dtype), and what each step did.
+        The new label map (same shape and dtype), and what each step did, in voxels and mm^3 (2-D: of 1 mm thickness).
     """
     records = []
+    voxel_mm3 = math.prod(spacing_mm)
     for entry in steps:
         settings = {key: value for key, value in entry.items() if key != "step"}
         label_map, record = STEPS[entry["step"]](label_map, spacing_mm, **settings)
-        records.append({**entry, "labels_found": record})
+        found = {label: _with_volumes(counts, voxel_mm3) for label, counts in record.items()}
+        records.append({**entry, "labels_found": found})
     return label_map, records
+
+
+def count_changes(before: np.ndarray, after: np.ndarray, spacing_mm: Sequence[float]) -> list[dict[str, int | float]]:
+    """What became of the labels of a label map, whatever the steps say: ``from`` one label ``to`` another.
+
+    Args:
+        before: integers in 0 to 65535.
+        after: of the same shape.
+        spacing_mm: voxel size along every axis.
+
+    Returns:
+        An entry for every two labels, with ``voxels`` and ``mm3``; empty where nothing changed.
+    """
+    changed = before != after
+    shift = 1 << 16
+    both = before[changed].astype(np.int64) * shift + after[changed].astype(np.int64)
+    voxel_mm3 = math.prod(spacing_mm)
+    return [
+        {"from": code // shift, "to": code % shift, "voxels": voxels, "mm3": round(voxels * voxel_mm3, 3)}
+        for code, voxels in zip(*(found.tolist() for found in np.unique(both, return_counts=True)), strict=True)
+    ]
 
 
 def postprocess_folder(
@@ -100,7 +127,8 @@ def postprocess_folder(
     Writes the label maps under their names and in their dtype, what was done to each of them to
     ``postprocessing/<case>.json``, the sum over all cases to ``postprocessing.json``, and copies of dataset.json and
     plans.json where there are any. A case that fails has no label map afterwards, and one that is no longer among the
-    input neither, so that none of an earlier run is taken for it.
+    input neither, so that none of an earlier run is taken for it. Where there is a dataset.json, a label map with a
+    label that it does not have is a failed case.
 
     Args:
         input_folder: label maps (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``).
@@ -110,7 +138,7 @@ def postprocess_folder(
 
     Raises:
         InputError: there is no label map, or both folders are the same.
-        SettingsError: see ``check_steps``.
+        SettingsError: see ``check_steps``; or a step names a label that dataset.json does not have.
     """
     steps = check_steps(list(steps))
     if input_folder.resolve() == output_folder.resolve():
@@ -118,11 +146,13 @@ def postprocess_folder(
     files = files_by_case(input_folder)
     if not files:
         raise InputError(f"{input_folder} holds no label map (.nii.gz, .nii, .nrrd, .mha).")
+    known = label_values(input_folder / "dataset.json")
+    _refuse_unknown_labels(steps, known, input_folder)
     for name in COMPANIONS:
         if (input_folder / name).is_file():
             place(input_folder / name, output_folder / name, copy=True)
     work = [
-        (case, (path, output_folder / path.name, output_folder / RECORDS / f"{case}.json", steps))
+        (case, (path, output_folder / path.name, output_folder / RECORDS / f"{case}.json", steps, known))
         for case, path in files.items()
     ]
     for record in (output_folder / RECORDS).glob("*.json"):
@@ -130,26 +160,47 @@ def postprocess_folder(
             _forget(record.stem, output_folder)
     outcome = run_cases(_postprocess_file, work, num_processes, "postprocess")
     finished = [case for case in files if case not in outcome.failed]
-    records = [load_json(output_folder / RECORDS / f"{case}.json")["steps"] for case in finished]
-    summary = {"version": __version__, "steps": steps, "cases": len(finished), "removed": _sum_up(records, len(steps))}
+    records = [load_json(output_folder / RECORDS / f"{case}.json") for case in finished]
+    summary = {
+        "version": __version__,
+        "steps": steps,
+        "cases": len(finished),
+        "removed": _sum_up([record["steps"] for record in records], len(steps)),
+        "changes": _sum_changes([record["changes"] for record in records]),
+    }
     save_json({**summary, "failed": outcome.failed}, output_folder / f"{RECORDS}.json")
     return outcome
 
 
-def _postprocess_file(source_file: Path, target: Path, record: Path, steps: list[dict[str, Any]]) -> bool:
+def _refuse_unknown_labels(steps: Sequence[Mapping[str, Any]], known: Sequence[int] | None, folder: Path) -> None:
+    named = {
+        label
+        for step in steps
+        for label in (*(step.get("labels") or ()), *(label for pair in step.get("pairs", ()) for label in pair))
+    }
+    if known is not None and (unknown := sorted(named - set(known))):
+        raise SettingsError(
+            f"The steps name the labels {unknown}, which {folder / 'dataset.json'} does not have; it has {list(known)}."
+        )
+
+
+def _postprocess_file(
+    source_file: Path, target: Path, record: Path, steps: list[dict[str, Any]], known: Sequence[int] | None
+) -> bool:
     """Worker: one case; False when it is finished already."""
     import SimpleITK as sitk
 
-    source = made_from([source_file], steps)
+    source = made_from([source_file], {"steps": steps, "known_labels": known})
     if target.is_file() and is_up_to_date(record, source):
         return False
     _forget(record.stem, target.parent)
-    label_map, image = read_label_map(source_file)
+    label_map, image = read_label_map(source_file, known)
     cleaned, records = apply_steps(label_map, spacing_zyx_mm(image), steps)
     result = sitk.GetImageFromArray(cleaned)
     result.CopyInformation(image)
     write_image(result, target)
-    save_json({"made_from": source, "steps": records}, record)
+    changes = count_changes(label_map, cleaned, spacing_zyx_mm(image))
+    save_json({"made_from": source, "steps": records, "changes": changes}, record)
     return True
 
 
@@ -158,6 +209,16 @@ def _forget(case: str, folder: Path) -> None:
     (folder / RECORDS / f"{case}.json").unlink(missing_ok=True)
     for ending in ENDINGS:
         (folder / f"{case}{ending}").unlink(missing_ok=True)
+
+
+def _with_volumes(counts: Mapping[str, int], voxel_mm3: float) -> dict[str, int | float]:
+    """Beside every number of voxels the volume: ``removed_mm3`` after ``removed_voxels``."""
+    figures: dict[str, int | float] = {}
+    for key, value in counts.items():
+        figures[key] = value
+        if key.endswith("voxels"):
+            figures[key.removesuffix("voxels") + "mm3"] = round(value * voxel_mm3, 3)
+    return figures
 
 
 def _sum_up(records: Sequence[Sequence[Mapping[str, Any]]], number_of_steps: int) -> list[dict[str, Any]]:
@@ -171,8 +232,26 @@ def _sum_up(records: Sequence[Sequence[Mapping[str, Any]]], number_of_steps: int
                 total = by_label.setdefault(label, Counter())
                 total.update(change)
                 total.update({"changed_cases": int(any(change.values()))})
-        totals.append({label: dict(total) for label, total in sorted(by_label.items(), key=lambda item: int(item[0]))})
+                total.update({key: value for key, value in counts.items() if key == "components_left_alone"})
+        totals.append(
+            {
+                label: {key: round(value, 3) for key, value in total.items()}
+                for label, total in sorted(by_label.items(), key=lambda item: int(item[0]))
+            }
+        )
     return totals
+
+
+def _sum_changes(records: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, int | float]]:
+    """``count_changes`` of all cases together, with the number of ``cases`` in which a label became the other."""
+    totals: dict[tuple[int, int], Counter[str]] = {}
+    for change in (change for changes in records for change in changes):
+        total = totals.setdefault((change["from"], change["to"]), Counter())
+        total.update({"voxels": change["voxels"], "mm3": change["mm3"], "cases": 1})
+    return [
+        {"from": before, "to": after, **{key: round(value, 3) for key, value in total.items()}}
+        for (before, after), total in sorted(totals.items())
+    ]
 
 
 def _nearest(name: str, known: Any) -> str:

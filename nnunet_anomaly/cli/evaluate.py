@@ -72,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help=f"with --gaps: voxels of two structures collide that are not further apart (default: {COLLISION_MM})",
     )
+    parser.add_argument(
+        "--save-gaps",
+        type=Path,
+        metavar="DIR",
+        help="with --gaps: folder for the gap region of every reference, <case>.nii.gz",
+    )
     parser.add_argument("-np", type=int, default=3, help="number of processes (default: 3)")
 
 
@@ -91,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         evaluate_file,
         name_methods,
         record_path,
+        save_gap_region,
     )
 
     for option in ("nsd_tolerance_mm", "gap_width_mm", "collision_mm"):
@@ -109,6 +116,9 @@ def run(args: argparse.Namespace) -> int:
     if not cases:
         raise InputError(f"No file in {', '.join(map(str, args.pred))} has the name of one in {args.ref}.")
     outcome = run_cases(evaluate_file, cases, args.np, "evaluate")
+    if args.save_gaps:
+        work = [(f"gap region: {case}", (path, args.save_gaps, measures)) for case, path in references.items()]
+        outcome.failed |= run_cases(save_gap_region, work, args.np, "gap regions").failed
     add_missing(outcome, references, predictions, methods)
     rows, gap_rows = collect_rows(references, methods, outcome, args.o, measures)
     metrics = (*METRICS, "gap_dsc") if measures.gaps else METRICS
@@ -131,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         (args.o / "gaps.csv").unlink(missing_ok=True)  # of an earlier run
     _print_summary(summaries, args.nsd_tolerance_mm)
+    _print_gaps(gap_summaries)
     _print_collisions(gap_rows)
     _print_comparisons(comparisons)
     print_without_reference(extra)
@@ -156,8 +167,12 @@ def _measures(args: argparse.Namespace) -> Measures:
         if args.gaps
         else None
     )
-    if not gaps and (args.gap_width_mm is not None or args.collision_mm is not None):
-        raise InputError("--gap-width-mm and --collision-mm are of --gaps, which is not given.")
+    if not gaps and any(value is not None for value in (args.gap_width_mm, args.collision_mm, args.save_gaps)):
+        raise InputError("--gap-width-mm, --collision-mm and --save-gaps are of --gaps, which is not given.")
+    if args.save_gaps and args.save_gaps.resolve() in [folder.resolve() for folder in (args.ref, *args.pred)]:
+        raise InputError(
+            f"--save-gaps: {args.save_gaps} holds label maps; name another folder, so that nothing is lost."
+        )
     if gaps and structures and len(structures) < 2:
         raise InputError("--gaps: there are no gaps with fewer than two structures.")
     regions = [name for name, labels in (structures or {}).items() if len(labels) > 1]
@@ -249,6 +264,19 @@ def _print_summary(summaries: Sequence[Row], tolerance_mm: float) -> None:
     ]
     print("Mean ± SD over cases")
     print_table(["method", "structure", *titles[: len(shown)]], rows)
+
+
+def _print_gaps(gap_summaries: Sequence[Row]) -> None:
+    """GapDice both ways, and collisions, of all structures together."""
+    digits = {"gap_dsc_mean": 4, "gap_dsc_pooled": 4, "collision_voxels": 1}
+    rows = [
+        [method, *(mean_and_sd(by[WHOLE_CASE][figure], places) for figure, places in digits.items())]
+        for method, by in nested(gap_summaries).items()
+    ]
+    if rows:
+        print("\nGaps, all structures together")
+        header = ["method", "gap DSC, class mean", "gap DSC, pooled", "collision voxels"]
+        print_table(header, rows, left_columns=1)
 
 
 def _print_collisions(gap_rows: Sequence[Row], shown: int = 5) -> None:

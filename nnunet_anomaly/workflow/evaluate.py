@@ -12,10 +12,10 @@ import numpy as np
 
 from nnunet_anomaly.errors import InputError, LabelError
 from nnunet_anomaly.evaluation.cohort import absent_structure, json_safe, structure_metrics
-from nnunet_anomaly.evaluation.gap import gap_dice
+from nnunet_anomaly.evaluation.gap import gap_dice, gap_region
 from nnunet_anomaly.evaluation.overlap import overlap_counts
-from nnunet_anomaly.files import Outcome, is_up_to_date, load_json, made_from, save_json
-from nnunet_anomaly.label_maps import check_same_grid, read_label_map, spacing_zyx_mm
+from nnunet_anomaly.files import Outcome, is_up_to_date, load_json, made_from, save_json, save_volume
+from nnunet_anomaly.label_maps import case_name, check_same_grid, read_label_map, spacing_zyx_mm
 from nnunet_anomaly.postprocessing.collisions import collision_set
 
 GAP_FIGURES = ("gap_voxels", "gap_dsc_mean", "gap_dsc_pooled", "collision_voxels")
@@ -130,6 +130,31 @@ def measure_gaps(
     collisions = collision_set(prediction, spacing_mm, distance_mm=gaps.collision_mm, labels=list(labels.values()))
     found = (in_gap.region_voxels, in_gap.mean, in_gap.pooled, int(np.count_nonzero(collisions)))
     return dict(zip(GAP_FIGURES, found, strict=True))
+
+
+def save_gap_region(reference_file: Path, folder: Path, measures: Measures) -> bool:
+    """Write the gap region of a reference as ``<case>.nii.gz`` (uint8, 1 in the gap); False when it is there already.
+
+    Empty where no two structures are that near. What it is made from is kept in ``made_from/`` beside it.
+    """
+    assert measures.gaps is not None
+    case = case_name(reference_file)
+    record, target = folder / "made_from" / f"{case}.json", folder / f"{case}.nii.gz"
+    labels = None if measures.structures is None else [values[0] for values in measures.structures.values()]
+    source = made_from([reference_file], {"width_mm": measures.gaps.width_mm, "labels": labels})
+    if target.is_file() and is_up_to_date(record, source):
+        return False
+    record.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
+    reference, image = read_label_map(reference_file)
+    gap = gap_region(reference, spacing_zyx_mm(image), width_mm=measures.gaps.width_mm, labels=labels)
+    region = np.zeros(reference.shape, dtype=np.uint8)
+    if gap is not None:
+        box, inside = gap
+        region[box] = inside
+    save_volume(region, target, image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    save_json({"made_from": source}, record)
+    return True
 
 
 def collect_rows(

@@ -261,6 +261,7 @@ def test_a_label_that_no_reference_has_is_shown_with_its_empty_reference(folders
         (("--gaps", "--collision-mm", "-1"), "--collision-mm"),
         (("--collision-mm", "1"), "--gaps, which is not given"),
         (("--gaps", "-l", "1"), "fewer than two structures"),
+        (("--save-gaps", "regions"), "--gaps, which is not given"),
         (("--names", "one"), "--names must give 2"),
         (("--names", "one", "one"), "--names must give 2"),
         (("--names", "one", "a/b"), "'a/b'"),
@@ -312,7 +313,8 @@ def test_gaps_and_collisions(folders, capsys):
     assert summary["gaps"]["near"]["collision_voxels"]["n"] == 5
     assert summary["results"]["near"]["1"]["gap_dsc"]["n"] == 5 and "gap_dsc" in summary["definitions"]
     assert {row["metric"] for row in read_csv(folders / "out/comparison.csv")} > {"gap_dsc"}
-    assert "Most collisions" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Most collisions" in printed and "gap DSC, class mean" in printed and "gap DSC, pooled" in printed
     whole = {row["metric"] for row in read_csv(folders / "out/comparison.csv") if row["structure"] == "(case)"}
     assert whole == {"gap_voxels", "gap_dsc_mean", "gap_dsc_pooled", "collision_voxels"} <= set(summary["definitions"])
     # other widths are measured anew
@@ -323,6 +325,26 @@ def test_gaps_and_collisions(folders, capsys):
     # without --gaps nothing of it is left
     assert evaluate(folders, pred=("near",)) == 0
     assert "gap_dsc" not in read_csv(folders / "out/cases.csv")[0] and not (folders / "out/gaps.csv").exists()
+
+
+def test_gap_regions_are_saved(folders):
+    saved = folders / "regions"
+    options = ("--gaps", "--gap-width-mm", "3", "--save-gaps", str(saved))
+    assert evaluate(folders, *options) == 0
+    assert sorted(path.name for path in saved.glob("*.nii.gz")) == [f"case_{i}.nii.gz" for i in range(5)]
+    for i in (0, 4):
+        image = sitk.ReadImage(str(saved / f"case_{i}.nii.gz"))
+        reference = np.roll(blocks(), i, axis=2)
+        distances_mm = [
+            ndimage.distance_transform_edt(reference != label, sampling=SPACING_MM_XYZ[::-1]) for label in (1, 2)
+        ]
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sum(distances_mm) < 3)
+        assert image.GetSpacing() == SPACING_MM_XYZ and image.GetPixelID() == sitk.sitkUInt8
+    times = {path: path.stat().st_mtime_ns for path in saved.glob("*.nii.gz")}
+    write(blocks() * 0, folders / "ref/case_0.nii.gz")
+    assert evaluate(folders, *options) == 0
+    assert [path.name for path, time in times.items() if path.stat().st_mtime_ns != time] == ["case_0.nii.gz"]
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(saved / "case_0.nii.gz"))).any()
 
 
 def test_only_structures_that_are_evaluated_have_gaps(folders):

@@ -15,6 +15,7 @@ from nnunet_anomaly.postprocessing.components import keep_components
 from nnunet_anomaly.postprocessing.runner import apply_steps, check_steps
 
 SPACING_MM_XYZ = (0.4, 0.5, 2.0)
+VOXEL_MM3 = 0.4
 
 
 def label_map(seed: int) -> np.ndarray:
@@ -31,8 +32,8 @@ def label_map(seed: int) -> np.ndarray:
 def write(array: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(array)
-    image.SetSpacing(SPACING_MM_XYZ)
-    image.SetOrigin((5, -6, 7))
+    image.SetSpacing(SPACING_MM_XYZ[: array.ndim])
+    image.SetOrigin((5, -6, 7)[: array.ndim])
     sitk.WriteImage(image, str(path))
 
 
@@ -68,11 +69,20 @@ def test_label_maps_are_cleaned_and_what_was_done_is_recorded(folder, capsys):
     assert image.GetSpacing() == pytest.approx(SPACING_MM_XYZ)
     assert image.GetOrigin() == pytest.approx((5, -6, 7))
     summary = json.loads((folder / "out/postprocessing.json").read_text())
-    assert summary["removed"][0]["1"] == {"removed_components": 4, "removed_voxels": removed, "changed_cases": 4}
+    assert summary["removed"][0]["1"] == {
+        "removed_components": 4,
+        "removed_voxels": removed,
+        "removed_mm3": pytest.approx(removed * VOXEL_MM3),
+        "changed_cases": 4,
+    }
+    of_one = {"from": 1, "to": 0, "voxels": removed, "mm3": pytest.approx(removed * VOXEL_MM3), "cases": 4}
+    assert summary["changes"][0] == of_one
     assert summary["steps"] == [{"step": "keep_components", "min_share_of_largest": 0.2, "connectivity": 26}]
     assert (folder / "out/dataset.json").is_file()
     printed = capsys.readouterr().out
-    assert "removed voxels" in printed and "4 done" in printed
+    assert "removed voxels" in printed and "removed mm^3" in printed and "4 done" in printed
+    # of either label, by the step and by all steps together
+    assert printed.count(f" {removed * VOXEL_MM3:.1f} ") == 4
 
 
 def test_pairs_are_put_right_and_it_is_said(folder, capsys):
@@ -105,6 +115,152 @@ def test_pairs_are_put_right_and_it_is_said(folder, capsys):
         == 0
     )
     np.testing.assert_array_equal(read(folder / "by_file/case_3.nii.gz"), truth)
+
+
+def sides() -> np.ndarray:
+    """A left (1) and a right (2) bone: x runs to the patient's left, so that the left one has the higher index."""
+    array = np.zeros((6, 20, 30), np.uint8)
+    array[1:5, 2:18, 18:28], array[1:5, 2:18, 2:12] = 1, 2
+    return array
+
+
+def confused() -> np.ndarray:
+    """The upper end of the left bone under the label of the right one, and an island."""
+    array = sides()
+    array[4][array[4] == 1] = 2
+    array[0, 0, 0] = 1
+    return array
+
+
+@pytest.fixture
+def predicted(tmp_path) -> Path:
+    """What stock nnUNetv2_predict leaves: label maps, dataset.json and plans.json."""
+    for index in range(3):
+        write(confused(), tmp_path / f"in/hip_{index}.nii.gz")
+    labels = {"background": 0, "femur_left": 1, "femur_right": 2, "sacrum": 3}
+    (tmp_path / "in/dataset.json").write_text(json.dumps({"labels": labels}))
+    (tmp_path / "in/plans.json").write_text("{}")
+    return tmp_path
+
+
+def test_pairs_are_found_by_the_names_of_labels(predicted, capsys):
+    assert postprocess(predicted, "--pairs") == 0
+    np.testing.assert_array_equal(read(predicted / "out/hip_2.nii.gz"), sides())
+    printed = capsys.readouterr().out
+    assert "Pairs of left and right: 1:2 (names of labels in" in printed
+    assert "patient's right" not in printed
+    summary = json.loads((predicted / "out/postprocessing.json").read_text())
+    assert summary["steps"] == [{"step": "symmetric_components", "pairs": [[1, 2]], "connectivity": 26}]
+    island = {"from": 1, "to": 0, "voxels": 3, "mm3": pytest.approx(3 * VOXEL_MM3), "cases": 3}
+    piece = {"from": 2, "to": 1, "voxels": 480, "mm3": pytest.approx(480 * VOXEL_MM3), "cases": 3}
+    assert summary["changes"] == [island, piece]
+
+
+def test_pairs_are_found_in_the_plans(predicted, capsys):
+    from nnunet_anomaly.settings import AnomalySettings
+
+    (predicted / "in/dataset.json").unlink()
+    block = AnomalySettings().with_values({"symmetry.pairs": [[1, 2]]}).to_dict()
+    (predicted / "in/plans.json").write_text(json.dumps({"anomaly": block}))
+    assert postprocess(predicted, "--pairs") == 0
+    np.testing.assert_array_equal(read(predicted / "out/hip_0.nii.gz"), sides())
+    assert "anomaly.symmetry.pairs of" in capsys.readouterr().out
+
+
+def test_left_on_the_right_is_said(predicted, capsys):
+    for index in range(3):
+        write(confused()[..., ::-1], predicted / f"in/hip_{index}.nii.gz")
+    assert postprocess(predicted, "--pairs") == 0
+    assert "1:2: the one named left lies on the patient's right" in capsys.readouterr().out
+    np.testing.assert_array_equal(read(predicted / "out/hip_0.nii.gz"), sides()[..., ::-1])
+
+
+def test_pairs_that_do_not_lie_side_by_side_are_refused(predicted, capsys):
+    for index in range(3):
+        write(np.swapaxes(np.pad(sides(), ((0, 0), (0, 10), (0, 0))), 1, 2), predicted / f"in/hip_{index}.nii.gz")
+    assert postprocess(predicted, "--pairs") == 2
+    error = capsys.readouterr().err
+    assert "1:2 is left out: of 3 label maps with both" in error and "--pairs 1:2 3:4" in error
+    assert postprocess(predicted, "--pairs", "1:2") == 0
+    write(sides()[..., ::-1], predicted / "in/hip_0.nii.gz")  # two this way round, one that way
+    for index in (1, 2):
+        write(sides(), predicted / f"in/hip_{index}.nii.gz")
+    assert postprocess(predicted, "--pairs") == 2
+    assert "to the patient's left in 2 and to the right in 1" in capsys.readouterr().err
+
+
+def test_where_one_side_is_absent_nothing_is_relabelled_into_existence(predicted, capsys):
+    alone = np.where(sides() == 2, 0, sides())
+    alone[0, 0, 0] = 1
+    for index in range(3):
+        write(alone, predicted / f"in/hip_{index}.nii.gz")
+    assert postprocess(predicted, "--pairs") == 0
+    assert "shows both sides" in capsys.readouterr().out
+    np.testing.assert_array_equal(read(predicted / "out/hip_1.nii.gz"), np.where(sides() == 2, 0, sides()))
+    summary = json.loads((predicted / "out/postprocessing.json").read_text())
+    assert [(change["from"], change["to"]) for change in summary["changes"]] == [(1, 0)]
+
+
+def test_without_names_it_is_said_what_to_give(predicted, capsys):
+    (predicted / "in/dataset.json").write_text('{"labels": {"background": 0, "femur": 1, "hip": 2}}')
+    assert postprocess(predicted, "--pairs") == 2
+    assert "--pairs 1:2 3:4" in capsys.readouterr().err
+    assert not (predicted / "out").exists()
+
+
+def test_a_damaged_label_map_does_not_hide_the_pairs(predicted, capsys):
+    (predicted / "in/hip_0.nii.gz").write_bytes(b"no image")
+    assert postprocess(predicted, "--pairs") == 1
+    assert "hip_0" in capsys.readouterr().err
+    np.testing.assert_array_equal(read(predicted / "out/hip_1.nii.gz"), sides())
+
+
+def test_labels_that_are_not_known_are_listed(predicted, capsys):
+    stray = confused()
+    stray[0, 0, 5], stray[0, 0, 7] = 4, 8
+    write(stray, predicted / "in/hip_1.nii.gz")
+    assert postprocess(predicted) == 1
+    error = capsys.readouterr().err
+    assert "hip_1.nii.gz holds the labels [4, 8]" in error and "[1, 2, 3]" in error
+    assert not (predicted / "out/hip_1.nii.gz").exists()
+    assert postprocess(predicted, "--pairs", "1:7") == 2
+    assert "the labels [7]" in capsys.readouterr().err
+    assert postprocess(predicted, "-l", "1", "9") == 2
+    assert "the labels [9]" in capsys.readouterr().err
+    # once dataset.json knows them, the case is done
+    names = {"background": 0, "femur_left": 1, "femur_right": 2, "sacrum": 3, "screw": 4, "plate": 8}
+    (predicted / "in/dataset.json").write_text(json.dumps({"labels": names}))
+    assert postprocess(predicted) == 0
+
+
+def test_closed_gaps_are_opened_at_last(predicted, capsys):
+    touching = np.zeros((6, 20, 30), np.uint8)
+    touching[..., :15], touching[..., 15:] = 2, 1
+    for index in range(3):
+        write(touching, predicted / f"in/hip_{index}.nii.gz")
+    assert postprocess(predicted, "--pairs", "--open-gaps-mm", "0.4") == 0
+    expected = touching.copy()
+    expected[..., 14:16] = 0
+    np.testing.assert_array_equal(read(predicted / "out/hip_0.nii.gz"), expected)
+    summary = json.loads((predicted / "out/postprocessing.json").read_text())
+    assert [step["step"] for step in summary["steps"]] == ["symmetric_components", "open_gaps"]
+    assert summary["removed"][1]["1"]["removed_voxels"] == 3 * 120
+    assert "open_gaps: distance_mm 0.4" in capsys.readouterr().out
+
+
+def test_records_of_another_make_are_made_again(predicted, capsys):
+    assert postprocess(predicted) == 0
+    record = predicted / "out/postprocessing/hip_1.json"
+    content = json.loads(record.read_text())
+    content["made_from"]["version"] = "0.0.1"
+    record.write_text(json.dumps(content))
+    assert postprocess(predicted) == 0
+    assert "1 done, 2 were there already" in capsys.readouterr().out
+    content = json.loads(record.read_text())
+    content["made_from"]["settings"] = content["made_from"]["settings"]["steps"]  # as it was once
+    record.write_text(json.dumps(content))
+    assert postprocess(predicted) == 0
+    assert "1 done, 2 were there already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("pairs", [["1"], ["1:x"], ["1:1"], ["1:2", "2:3"]])
@@ -172,6 +328,22 @@ def test_empty_label_map_stays_empty(tmp_path):
     assert json.loads((tmp_path / "out/postprocessing.json").read_text())["removed"] == [{}]
 
 
+def test_two_dimensions_and_single_voxels(tmp_path, capsys):
+    touching = np.zeros((8, 12), np.uint8)
+    touching[:, :6], touching[:, 6:] = 1, 2
+    one = np.zeros((8, 12), np.uint8)
+    one[3, 4] = 2
+    write(touching, tmp_path / "in/touching.mha")
+    write(one, tmp_path / "in/one.mha")
+    assert postprocess(tmp_path, "--pairs", "1:2", "--open-gaps-mm", "0.4") == 0
+    expected = touching.copy()
+    expected[:, 5:7] = 0
+    np.testing.assert_array_equal(read(tmp_path / "out/touching.mha"), expected)
+    np.testing.assert_array_equal(read(tmp_path / "out/one.mha"), one)
+    changes = json.loads((tmp_path / "out/postprocessing.json").read_text())["changes"]
+    assert [change["mm3"] for change in changes] == [pytest.approx(8 * 0.2)] * 2  # of 1 mm thickness
+
+
 def test_bad_cases_are_named_and_the_others_go_on(folder, capsys):
     path = folder / "in/case_1.nii.gz"
     path.write_bytes(path.read_bytes()[:-30])
@@ -224,6 +396,8 @@ def test_a_record_that_is_none_is_written_anew(folder, content, capsys):
         ([{"step": "symmetric_components", "pairs": [[1.0, 2]]}], "1.0"),
         ([{"step": "symmetric_components", "pairs": [1, 2]}], "pairs of two"),
         ([{"step": "symmetric_components", "pairs": [[1, 2]], "keep_largest": "no"}], "keep_largest"),
+        ([{"step": "open_gaps", "distance_mm": -1}], "distance_mm"),
+        ([{"step": "open_gaps", "distance": 1}], "Did you mean 'distance_mm'"),
     ],
 )
 def test_wrong_steps_are_found_before_the_work(steps, message):

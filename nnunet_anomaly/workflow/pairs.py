@@ -1,0 +1,97 @@
+"""Which labels of a folder of predictions are left and right: by the plans or the names, and by where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nnunet_anomaly.dataset_roles import labels_by_name
+from nnunet_anomaly.errors import InputError, SettingsError
+from nnunet_anomaly.files import load_json
+from nnunet_anomaly.label_maps import read_label_map, spacing_zyx_mm
+from nnunet_anomaly.settings import BLOCK, AnomalySettings
+from nnunet_anomaly.twins import cosine_to_the_left, pairs_by_name
+
+Pair = tuple[int, int]
+
+SAMPLE = 10  # label maps that are looked at, evenly spread
+SIDE_BY_SIDE = 0.7  # the way from one to the other deviates less than 45 degrees from left-right
+ALIKE = 0.9  # share of label maps in which a pair must lie the same way round
+
+
+def find_pairs(folder: Path, files: Mapping[str, Path]) -> tuple[list[list[int]], list[str]]:
+    """Pairs of left and right labels, and sentences that say where they are from and how they lie.
+
+    They are ``anomaly.symmetry.pairs`` of plans.json, else those that the names of labels in dataset.json tell; stock
+    ``nnUNetv2_predict`` puts both files beside its predictions. A pair that does not lie side by side the same way
+    round in nearly all of a sample of label maps is left out. One that none of them shows on both sides stays: nothing
+    is relabelled there.
+
+    Args:
+        folder: where plans.json or dataset.json lie.
+        files: the label maps, by case.
+
+    Raises:
+        InputError: dataset.json has no labels.
+        SettingsError: there are no pairs, or none lies side by side.
+    """
+    pairs, source = _named_pairs(folder)
+    said = [f"Pairs of left and right: {_words(pairs)} ({source})."]
+    kept = []
+    for pair, cosines in _cosines(pairs, files).items():
+        left = sum(cosine > SIDE_BY_SIDE for cosine in cosines)
+        right = sum(cosine < -SIDE_BY_SIDE for cosine in cosines)
+        name = _words([pair])
+        if not cosines:
+            said.append(f"{name}: no label map that was looked at shows both sides.")
+        elif max(left, right) < ALIKE * len(cosines):
+            said.append(
+                f"{name} is left out: of {len(cosines)} label maps with both, the first lies to the patient's left in "
+                f"{left} and to the right in {right}. If it is a pair nevertheless, give it with --pairs."
+            )
+            continue
+        elif right > left:
+            said.append(f"{name}: the one named left lies on the patient's right; are the label maps mirrored?")
+        kept.append(list(pair))
+    if not kept:
+        raise SettingsError(f"{' '.join(said)} No pair is left. Give pairs, for example --pairs 1:2 3:4.")
+    return kept, said
+
+
+def _named_pairs(folder: Path) -> tuple[tuple[Pair, ...], str]:
+    """Pairs, and where they are written."""
+    plans, dataset = folder / "plans.json", folder / "dataset.json"
+    if plans.is_file() and BLOCK in (content := load_json(plans)):
+        pairs = AnomalySettings.from_plans(content).symmetry.pairs
+        if pairs:
+            return pairs, f"anomaly.symmetry.pairs of {plans}"
+    if dataset.is_file():
+        values = labels_by_name(load_json(dataset), dataset)
+        pairs = pairs_by_name({name: value[0] for name, value in values.items() if len(value) == 1})
+        if pairs:
+            return pairs, f"names of labels in {dataset}"
+    raise SettingsError(
+        f"--pairs: neither anomaly.symmetry.pairs in {plans} nor the names of labels in {dataset} (such as femur_left "
+        "and femur_right) tell which labels are left and right. Give them, for example --pairs 1:2 3:4."
+    )
+
+
+def _cosines(pairs: Sequence[Pair], files: Mapping[str, Path]) -> dict[Pair, list[float]]:
+    """``twins.cosine_to_the_left`` of every pair in those label maps of the sample that show both sides."""
+    found: dict[Pair, list[float]] = {pair: [] for pair in pairs}
+    paths = list(files.values())
+    number = min(SAMPLE, len(paths))
+    for path in [paths[index * len(paths) // number] for index in range(number)]:
+        try:
+            label_map, image = read_label_map(path)
+        except InputError:
+            continue  # it is named when it is its turn
+        for pair in pairs:
+            cosine = cosine_to_the_left(label_map, pair, spacing_zyx_mm(image), image.GetDirection())
+            if cosine is not None:
+                found[pair].append(cosine)
+    return found
+
+
+def _words(pairs: Sequence[Pair]) -> str:
+    return ", ".join(f"{left}:{right}" for left, right in pairs)
