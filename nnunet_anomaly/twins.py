@@ -57,7 +57,7 @@ def swapped_labels(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
 def check_pairs(pairs: Iterable[tuple[int, int]], labels: Iterable[int]) -> None:
     """Raise a ``SettingsError`` for a label in ``symmetry.pairs`` that is none of ``labels``, or has two twins."""
     members = [label for pair in pairs for label in pair]
-    known = sorted(set(labels) - {0})
+    known = sorted({int(label) for label in labels} - {0})
     unknown = sorted(set(members) - set(known))
     if unknown:
         raise SettingsError(f"symmetry.pairs has {unknown}; the dataset's labels are {known}.")

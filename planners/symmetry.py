@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_anomaly.errors import AnomalyError
+from nnunet_anomaly.errors import AnomalyError, InputError
 from nnunet_anomaly.label_maps import read_label_map, spacing_zyx_mm
 from nnunet_anomaly.planes import orientation_of
 from nnunet_anomaly.twins import LEFT, NEITHER, RIGHT, agreed_side, pairs_by_name, side_of_left
@@ -111,12 +111,19 @@ def _side_axis(label_maps: Sequence[Path], reader: str, transpose_forward: Seque
 
 
 def _side_axis_of(path: Path) -> int:
-    """Axis of the (3-D) array that nnU-Net reads from a file; a 2-D one has its columns there."""
+    """Axis of the (3-D) array that nnU-Net reads from a file; a 2-D one has its columns there.
+
+    Raises:
+        InputError: the file is missing, or no image.
+    """
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{path} is missing or not readable as an image: {error}") from error
     if reader.GetDimension() != 3:
         return 2
     return 2 - next(axis for axis, letter in enumerate(orientation_of(reader.GetDirection())) if letter in "LR")
