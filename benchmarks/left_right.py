@@ -76,7 +76,7 @@ class Benchmark(Console):
 
 
 def body(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Image and labels (z, y, x), 24 x 32 x 48: in a body an ellipsoid on the left (1; x is large), one on the right (2).
+    """Image and labels (z, y, x), 24 x 32 x 48: a body with an ellipsoid on its left (1, large x) and on its right (2).
 
     They look alike; only where they lie, beside the spine (3), tells them apart.
     """

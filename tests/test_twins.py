@@ -121,11 +121,17 @@ def test_the_side_is_that_of_the_patient_however_the_image_lies(direction):
 
 @pytest.mark.parametrize(
     ("left_mm", "right_mm"),
-    [((0, 12, 0), (0, -12, 0)), ((4, 0, 0), (-4, 0, 0)), ((12, 15, 0), (-12, -12, 0))],
-    ids=["in front of each other", "within each other", "further off than sideways"],
+    [((0, 12, 0), (0, -12, 0)), ((12, 15, 0), (-12, -12, 0))],
+    ids=["in front of each other", "further off than sideways"],
 )
 def test_what_is_not_apart_from_left_to_right_is_no_pair(left_mm, right_mm):
     assert sides(image_with_balls(left_mm, right_mm)) == {(1, 2): NEITHER}
+
+
+def test_a_structure_within_the_other_is_no_pair():
+    shell = np.ones((8, 8, 12), np.uint8)
+    shell[2:6, 2:6, 5:11] = 2  # its centroid lies off the middle
+    assert side_of_left(shell, [(1, 2)], (1, 1, 1), np.eye(3).ravel()) == {(1, 2): NEITHER}
 
 
 def test_an_absent_side_says_nothing():
@@ -156,7 +162,7 @@ def test_columns_of_a_picture_lead_to_the_left():
 def test_thinning_a_large_label_map_out_changes_nothing(monkeypatch):
     image = image_with_balls((14, 2, 3), (-14, 0, 0), ROTATIONS[0])
     array, labels = sitk.GetArrayFromImage(image), [1, 2]
-    monkeypatch.setattr(twins, "MOST_VOXELS", array.size // 27)
+    monkeypatch.setattr(twins, "MOST_VOXELS", array.size // 8)
     seen = []
     original = twins._moments
     monkeypatch.setattr(twins, "_moments", lambda *arguments: seen.append(original(*arguments)) or seen[-1])
@@ -164,7 +170,7 @@ def test_thinning_a_large_label_map_out_changes_nothing(monkeypatch):
     monkeypatch.setattr(twins, "MOST_VOXELS", array.size)
     assert sides(image) == {(1, 2): LEFT}
     thinned, whole = seen
-    assert whole[0][1] > 20 * thinned[0][1] > 0
+    assert whole[0][1] > 6 * thinned[0][1] > 0
     np.testing.assert_allclose(thinned[1][labels], whole[1][labels], atol=1.5)
 
 

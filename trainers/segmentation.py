@@ -23,6 +23,8 @@ class SegmentationTrainer(nnUNetTrainer):
     Mirroring along the axis from left to right is as ``symmetry`` says; without pairs it is nnU-Net's.
     """
 
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
+
     def __init__(
         self,
         plans: dict,

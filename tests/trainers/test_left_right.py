@@ -122,7 +122,8 @@ def test_stock_prediction_is_the_same_for_the_mirror_image(new_trainer):
     image = torch.randn((1, *trainer.configuration_manager.patch_size), generator=torch.Generator().manual_seed(0))
 
     def predicted(image, **changes):
-        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        # one window; its weights are not symmetric, and nearly 0 in half precision in the corners
+        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_gaussian=False)
         predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
         assert predictor.allowed_mirroring_axes == (0, 1)
         for name, value in changes.items():
