@@ -3,9 +3,9 @@
     python benchmarks/left_right.py -o OUTPUT [DATASET] [-c 3d_fullres] [--epochs 5] [--seeds 1 2 3] [-device cpu]
 
 ``DATASET`` is the folder of any raw nnU-Net dataset of which labels come as left and right (``femur_left``); without it
-bodies are generated, in which two alike ellipsoids lie left and right of the midline. Cases in ``imagesTs`` with
-``labelsTs`` are the test, else every third training case is held out. What is done is kept, so that the script goes on
-where it was stopped; ``OUTPUT/table.md`` is written anew after every network:
+bodies are generated, in which two ellipsoids, mirror images of each other, lie left and right of the midline. Cases in
+``imagesTs`` with ``labelsTs`` are the test, else every third training case is held out. What is done is kept, so that
+the script goes on where it was stopped; ``OUTPUT/table.md`` is written anew after every network:
 
 - twin's label: share of the reference voxels of all pairs to which the label of the twin is given;
 - Dice: mean over the labels of all pairs and cases; the Dice of pairs does not tell left from right.
@@ -78,7 +78,7 @@ class Benchmark(Console):
 def body(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Image and labels (z, y, x), 24 x 32 x 48: a body with an ellipsoid on its left (1, large x) and on its right (2).
 
-    They look alike; only where they lie, beside the spine (3), tells them apart.
+    Both are drawn from the same sizes; each has a bright hilum towards the spine (3), as the mirror image of the other.
     """
     places = np.stack(np.meshgrid(np.arange(24), np.arange(32), np.arange(48), indexing="ij"), axis=-1)
 
@@ -90,7 +90,10 @@ def body(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     image = np.where(ellipsoid(tuple(middle), (30, 14, 21)), 60.0, 0.0)
     for label, sign in ((1, 1), (2, -1)):
         center = middle + np.array([*rng.uniform(-2, 2, 2), sign * rng.uniform(9, 12)])
-        labels[ellipsoid(tuple(center), tuple(rng.uniform((6, 4, 4), (9, 6, 6))))] = label
+        radii = rng.uniform((6, 4, 4), (9, 6, 6))
+        inside = ellipsoid(tuple(center), tuple(radii))
+        labels[inside] = label
+        image[inside & ellipsoid(tuple(center - [0, 0, sign * radii[2] / 2]), (40, 2, 2))] += 60
     labels[ellipsoid((12, middle[1] + 8, middle[2]), (40, 3, 3))] = 3
     image += np.choose(labels, [0.0, 60.0, 60.0, 120.0])
     return (image + rng.normal(0, 12, image.shape)).astype(np.float32), labels

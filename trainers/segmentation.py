@@ -39,11 +39,12 @@ class SegmentationTrainer(nnUNetTrainer):
         self.side_axis = side_axis_of_patch(symmetry, len(self.configuration_manager.patch_size))
         if self.side_axis is not None:
             check_pairs(symmetry.pairs, self.label_manager.all_labels)
-            if symmetry.test_time_mirroring == "swap" and self.label_manager.has_regions:
-                # prediction builds the network from the plans alone, which say nothing about regions
-                channels = twin_channels(self.label_manager.foreground_regions, symmetry.pairs)
-                self.settings = self.settings.with_values({"symmetry.region_twins": channels})
-                self.plans_manager.plans[BLOCK] = self.settings.to_dict()
+            # prediction builds the network from the plans alone, which say nothing about regions
+            by_regions = symmetry.test_time_mirroring == "swap" and self.label_manager.has_regions
+            regions = self.label_manager.foreground_regions if by_regions else ()
+            twins = twin_channels(regions, symmetry.pairs)
+            self.settings = self.settings.with_values({"symmetry.region_twins": twins})
+            self.plans_manager.plans[BLOCK] = self.settings.to_dict()
 
     def initialize(self) -> None:
         """Seed, then build as nnU-Net does."""

@@ -130,7 +130,7 @@ def test_a_compiled_network_does_the_same():
     """Traced as nnU-Net's ``torch.compile`` traces it; the switch for deep supervision included."""
     torch._dynamo.reset()
     network, image = with_hook(deep_supervision=True), batch(8, 12, 16)
-    compiled = torch.compile(network, backend="eager")
+    compiled = torch.compile(network, backend="aot_eager")
     with torch.no_grad():
         for deep_supervision in (True, False):
             compiled._orig_mod.decoder.deep_supervision = deep_supervision

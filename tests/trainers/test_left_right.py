@@ -192,9 +192,8 @@ def test_regions_without_a_twin_are_refused_and_the_option_is_named(new_trainer,
     arguments = {"dataset_json": dataset_json, **PAIR}
     with pytest.raises(SettingsError, match=r"becomes one of \[2\].*symmetry\.test_time_mirroring=off"):
         new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=copy.deepcopy(plans), **arguments)
-    trainer = new_trainer(
-        nnUNetTrainerLeftRight, "3d_fullres", plans=plans, **arguments, symmetry__test_time_mirroring="off"
-    )
+    stale = {"symmetry__test_time_mirroring": "off", "symmetry__region_twins": [1, 0]}
+    trainer = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=plans, **arguments, **stale)
     assert trainer.settings.symmetry.region_twins == ()
 
 
