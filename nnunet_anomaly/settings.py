@@ -256,6 +256,12 @@ class SymmetrySettings:
         "swap",
         "off",
     )
+    region_twins: tuple[int, ...] = setting(
+        "Output channel of the twin, for every output channel of a training by regions; the trainer writes it, so that "
+        "prediction knows it.",
+        (),
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True)

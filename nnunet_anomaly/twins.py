@@ -1,16 +1,29 @@
-"""Structures that come as a left and a right one: which labels are twins."""
+"""Structures that come as a left and a right one: which labels are twins, and what exchanging them does."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-LEFT, RIGHT = "left", "right"
+from nnunet_anomaly.errors import GeometryError, SettingsError
+from nnunet_anomaly.geometry import check_spacing
+from nnunet_anomaly.label_maps import as_label_map
+
+if TYPE_CHECKING:
+    from nnunet_anomaly.settings import SymmetrySettings
+
+LEFT, RIGHT, NEITHER = "left", "right", "neither"
 _SIDES = {"left": LEFT, "l": LEFT, "lt": LEFT, "right": RIGHT, "r": RIGHT, "rt": RIGHT}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+# Larger label maps are thinned out, by the same step along every axis: a centroid hardly moves by that.
+MOST_VOXELS = 1 << 22
+# In so many of the label maps a left twin must lie on the same side of its right one.
+NEARLY_ALL = 0.9
 
 
 def pairs_by_name(labels: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
@@ -68,3 +81,140 @@ def cosine_to_the_left(
     way_mm = np.reshape(direction, (label_map.ndim,) * 2) @ (centres_mm[0] - centres_mm[1])[::-1]
     length_mm = float(np.linalg.norm(way_mm))
     return float(way_mm[0]) / length_mm if length_mm else 0.0
+
+
+def check_pairs(pairs: Iterable[tuple[int, int]], labels: Iterable[int]) -> None:
+    """Raise a ``SettingsError`` for a label in ``symmetry.pairs`` that is none of ``labels``, or has two twins."""
+    members = [label for pair in pairs for label in pair]
+    known = sorted({int(label) for label in labels} - {0})
+    unknown = sorted(set(members) - set(known))
+    if unknown:
+        raise SettingsError(f"symmetry.pairs has {unknown}; the dataset's labels are {known}.")
+    several = sorted(label for label, times in Counter(members).items() if times > 1)
+    if several:
+        raise SettingsError(f"symmetry.pairs has {several} more than once; a label has one twin, and not itself.")
+
+
+def twin_channels(contents: Sequence[int | Sequence[int]], pairs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """The channel that holds what every channel holds once the sides are exchanged.
+
+    Args:
+        contents: label of every channel, or labels of a region.
+        pairs: labels of left and right.
+
+    Raises:
+        SettingsError: a region whose labels, exchanged, are those of no region.
+    """
+    twins = swapped_labels(pairs)
+    channels = [frozenset([content] if isinstance(content, int) else content) for content in contents]
+    exchanged = [frozenset(twins.get(label, label) for label in channel) for channel in channels]
+    for before, after in zip(channels, exchanged, strict=True):
+        if after not in channels:
+            raise SettingsError(
+                f"With left and right exchanged, the channel of {sorted(before)} becomes one of {sorted(after)}, and "
+                "there is none. Complete symmetry.pairs or the regions in dataset.json, or set "
+                "symmetry.test_time_mirroring to off: nnunet-anomaly plan ... --set symmetry.test_time_mirroring=off."
+            )
+    return tuple(channels.index(after) for after in exchanged)
+
+
+def side_axis_of_patch(symmetry: SymmetrySettings, dimensions: int) -> int | None:
+    """Axis of a 2-D or 3-D patch along which mirroring exchanges left and right.
+
+    Returns:
+        None where mirroring is nnU-Net's: without pairs, with ``plain`` mirroring throughout, and in slices that lie
+        across that axis (sagittal ones).
+
+    Raises:
+        SettingsError: there are pairs, but the axis is not known.
+    """
+    if not symmetry.pairs or symmetry.mirroring == symmetry.test_time_mirroring == "plain":
+        return None
+    if symmetry.side_axis < 0:
+        raise SettingsError(
+            "symmetry.pairs names labels of left and right, but symmetry.side_axis is -1: which axis of the arrays "
+            "leads from left to right is not known, or not the same for all images. Bring them into one orientation "
+            "(SimpleITK.DICOMOrient) and plan again; or name the axis of preprocessed arrays, for example "
+            "nnunet-anomaly plan ... --set symmetry.side_axis=2; or mirror as nnU-Net does: --set "
+            "symmetry.mirroring=plain --set symmetry.test_time_mirroring=plain."
+        )
+    axis = symmetry.side_axis - (3 - dimensions)
+    return axis if axis >= 0 else None
+
+
+def side_of_left(
+    label_map: np.ndarray,
+    pairs: Iterable[tuple[int, int]],
+    spacing_mm: Sequence[float],
+    direction: Sequence[float],
+) -> dict[tuple[int, int], str]:
+    """On which side of its twin the left one of every pair lies, in the patient: by the centroids of both.
+
+    Args:
+        label_map: integers, 2-D or 3-D.
+        pairs: labels that are called left and right.
+        spacing_mm: voxel size along every axis of ``label_map``.
+        direction: SimpleITK's ``GetDirection()``, whose first world axis leads to the patient's left. A 2-D image has
+            no such axes; its columns are taken for the way from the patient's right to the left, as pictures are shown.
+
+    Returns:
+        ``LEFT`` or ``RIGHT``; ``NEITHER`` where the line between the centroids is more than 45 degrees off the axis
+        from left to right, or they are no further apart along it than the standard deviations of the two structures
+        add up to. Pairs of which one is absent are left out: they say nothing.
+
+    Raises:
+        GeometryError: the spacing or the direction does not fit the number of axes.
+        LabelError: no label map.
+    """
+    label_map, pairs = as_label_map(label_map), list(pairs)
+    check_spacing(spacing_mm, label_map.ndim)
+    if len(direction) != label_map.ndim**2:
+        raise GeometryError(f"direction has {len(direction)} numbers; an image with {label_map.ndim} axes has others.")
+    step = math.ceil((label_map.size / MOST_VOXELS) ** (1 / label_map.ndim)) or 1
+    thinned = label_map[(slice(None, None, step),) * label_map.ndim]
+    # from array indices, whose axes are in reverse order, to millimetres towards left, posterior, superior
+    to_mm = np.reshape(direction, (label_map.ndim,) * 2)[:, ::-1] * np.asarray(spacing_mm, dtype=float) * step
+    sizes, centroids_mm, spreads_mm = _moments(thinned, [label for pair in pairs for label in pair], to_mm)
+    found = {}
+    for left, right in pairs:
+        if sizes[left] and sizes[right]:
+            apart_mm = centroids_mm[left] - centroids_mm[right]
+            sideways_mm = abs(apart_mm[0])
+            is_apart = sideways_mm > spreads_mm[left] + spreads_mm[right]
+            is_sideways = sideways_mm >= np.linalg.norm(apart_mm[1:])
+            side = LEFT if apart_mm[0] > 0 else RIGHT
+            found[left, right] = side if is_apart and is_sideways else NEITHER
+    return found
+
+
+def agreed_side(findings: Iterable[str]) -> str | None:
+    """The side that at least nine of ten label maps agree on; None where they do not, or there is none."""
+    counts = Counter(findings)
+    side = max((LEFT, RIGHT), key=lambda side: counts[side])
+    return side if counts[side] and counts[side] >= NEARLY_ALL * counts.total() else None
+
+
+def _moments(
+    label_map: np.ndarray, labels: Sequence[int], to_mm: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Voxels, centroid and standard deviation along the first world axis, of every label up to the largest one.
+
+    Args:
+        label_map: unsigned integers.
+        labels: those that count; the others have no voxel.
+        to_mm: matrix from array indices to world axes.
+
+    Returns:
+        int array (labels,), float arrays (labels, world axes) and (labels,), in mm.
+    """
+    length = max(labels, default=0) + 1
+    wanted = np.zeros(max(length, int(label_map.max(initial=0)) + 1), dtype=bool)
+    wanted[list(labels)] = True
+    places = np.nonzero(wanted[label_map])
+    values = label_map[places]
+    places_mm = to_mm @ np.array(places, dtype=float)
+    sizes = np.bincount(values, minlength=length)
+    at_least_one = np.maximum(sizes, 1)
+    means_mm = np.array([np.bincount(values, along_mm, length) for along_mm in places_mm]) / at_least_one
+    off_mm2 = (places_mm[0] - means_mm[0][values]) ** 2
+    return sizes, means_mm.T, np.sqrt(np.bincount(values, off_mm2, length) / at_least_one)

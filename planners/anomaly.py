@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 
 from nnunet_anomaly.dataset_roles import error_channels, roi_labels
 from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
+from nnunet_anomaly.planners.symmetry import derived_symmetry
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
 
 INPAINTING_SUFFIX = "_inpainting"
@@ -73,7 +75,9 @@ class nnUNetPlannerAnomaly(ExperimentPlanner):
     def derived_settings(self, plans: dict[str, Any]) -> AnomalySettings:
         """The default preset with what depends on the data."""
         shape, spacing_mm = (np.array(plans[f"original_median_{what}_after_transp"]) for what in ("shape", "spacing"))
-        return derived_settings(self.dataset_json, shape, spacing_mm)
+        settings = derived_settings(self.dataset_json, shape, spacing_mm)
+        label_maps = [Path(case["label"]) for case in self.dataset.values()]
+        return settings.with_values(derived_symmetry(self.dataset_json, label_maps, plans))
 
     def add_configurations(self, plans: dict[str, Any]) -> None:
         """Add the inpainting configurations, but for derived datasets, which are for segmentation."""

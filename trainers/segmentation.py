@@ -1,16 +1,29 @@
-"""What all our segmentation trainers share: settings from the plans, and their seed."""
+"""What all our segmentation trainers share: settings from the plans, a seed, mirroring that knows left from right."""
 
 from __future__ import annotations
 
-import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from typing import Any
 
+import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_anomaly.architectures.twin_mirroring import TwinMirroring
+from nnunet_anomaly.augmentation.twin_mirroring import know_left_from_right
 from nnunet_anomaly.seeding import seed_everything
-from nnunet_anomaly.settings import AnomalySettings
+from nnunet_anomaly.settings import BLOCK, AnomalySettings
+from nnunet_anomaly.twins import check_pairs, side_axis_of_patch, twin_channels
 
 
 class SegmentationTrainer(nnUNetTrainer):
-    """Base of our segmentation trainers; nnU-Net in all but what the plans' ``"anomaly"`` block says."""
+    """Base of our segmentation trainers; nnU-Net in all but what the plans' ``"anomaly"`` block says.
+
+    Mirroring along the axis from left to right is as ``symmetry`` says; without pairs it is nnU-Net's.
+    """
+
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -22,8 +35,66 @@ class SegmentationTrainer(nnUNetTrainer):
     ):
         self.settings = AnomalySettings.from_plans(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        symmetry = self.settings.symmetry
+        self.side_axis = side_axis_of_patch(symmetry, len(self.configuration_manager.patch_size))
+        if self.side_axis is not None:
+            check_pairs(symmetry.pairs, self.label_manager.all_labels)
+            # prediction builds the network from the plans alone, which say nothing about regions
+            by_regions = symmetry.test_time_mirroring == "swap" and self.label_manager.has_regions
+            regions = self.label_manager.foreground_regions if by_regions else ()
+            twins = twin_channels(regions, symmetry.pairs)
+            self.settings = self.settings.with_values({"symmetry.region_twins": twins})
+            self.plans_manager.plans[BLOCK] = self.settings.to_dict()
 
     def initialize(self) -> None:
         """Seed, then build as nnU-Net does."""
         seed_everything(self.settings.seed, self.fold, self.local_rank)
         super().initialize()
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """nnU-Net's network; in prediction it looks at the mirror image too, where ``symmetry`` says so."""
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        symmetry = AnomalySettings.from_plans(plans_manager.plans).symmetry
+        side_axis = side_axis_of_patch(symmetry, len(configuration_manager.patch_size))
+        if side_axis is not None and symmetry.test_time_mirroring == "swap":
+            output_twins = symmetry.region_twins or twin_channels(range(num_output_channels), symmetry.pairs)
+            images = len(configuration_manager.normalization_schemes)
+            labels = range(1, num_input_channels - images + 1)  # of the previous stage, in a cascade
+            input_twins = [*range(images), *(images + twin for twin in twin_channels(labels, symmetry.pairs))]
+            network.register_forward_hook(TwinMirroring(side_axis, output_twins, input_twins if len(labels) else None))
+        return network
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
+        """nnU-Net's, without the axis from left to right where it is not to be mirrored as nnU-Net does."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        symmetry = self.settings.symmetry
+        if self.side_axis is not None:
+            if symmetry.test_time_mirroring != "plain":
+                # None, as nnU-Net's predictor does not take an empty tuple
+                self.inference_allowed_mirroring_axes = (
+                    self._without_side_axis(self.inference_allowed_mirroring_axes) or None
+                )
+            if symmetry.mirroring == "off":
+                mirror_axes = self._without_side_axis(mirror_axes)
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
+        """nnU-Net's transforms; mirroring exchanges the labels of left and right, where ``symmetry`` says so."""
+        pipeline = super().get_training_transforms(*args, **kwargs)
+        if self.side_axis is not None and self.settings.symmetry.mirroring == "swap":
+            pipeline = know_left_from_right(pipeline, self.side_axis, self.settings.symmetry.pairs)
+        return pipeline
+
+    def _without_side_axis(self, axes: tuple[int, ...] | None) -> tuple[int, ...]:
+        return tuple(axis for axis in axes or () if axis != self.side_axis)

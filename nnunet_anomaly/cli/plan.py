@@ -67,18 +67,37 @@ def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add
     from nnunet_anomaly.errors import SettingsError
     from nnunet_anomaly.files import load_json
     from nnunet_anomaly.planners.anomaly import derived_settings
+    from nnunet_anomaly.planners.symmetry import derived_symmetry
     from nnunet_anomaly.settings import BLOCK, AnomalySettings
 
     if add_block and BLOCK in plans and not preset:
         raise SettingsError('These plans already have an "anomaly" block; change it with --set or --preset.')
     if preset or add_block:
-        return derived_settings(
-            load_json(folder / "dataset.json"),
+        dataset_json = load_json(folder / "dataset.json")
+        settings = derived_settings(
+            dataset_json,
             np.array(plans["original_median_shape_after_transp"]),
             np.array(plans["original_median_spacing_after_transp"]),
             preset or "robust",
         )
+        if BLOCK in plans:  # what images say does not depend on a preset
+            symmetry = AnomalySettings.from_plans(plans).symmetry
+            return settings.with_values({"symmetry.pairs": symmetry.pairs, "symmetry.side_axis": symmetry.side_axis})
+        return settings.with_values(derived_symmetry(dataset_json, _label_maps(folder.name, dataset_json), plans))
     return AnomalySettings.from_plans(plans)
+
+
+def _label_maps(dataset: str, dataset_json: dict[str, Any]) -> list[Path]:
+    """Label maps of all training cases, from nnUNet_raw; none where no names of labels speak of left and right."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    from nnunet_anomaly.files import find_dataset_folder, nnunet_folder
+    from nnunet_anomaly.twins import pairs_by_name
+
+    if not pairs_by_name(dataset_json["labels"]):
+        return []
+    folder = find_dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
+    return [Path(case["label"]) for case in get_filenames_of_train_images_and_targets(str(folder)).values()]
 
 
 def _check_against_data(settings: Any, plans: dict[str, Any], folder: Path) -> None:
@@ -86,8 +105,10 @@ def _check_against_data(settings: Any, plans: dict[str, Any], folder: Path) -> N
     from nnunet_anomaly.dataset_roles import all_labels
     from nnunet_anomaly.errors import SettingsError
     from nnunet_anomaly.files import load_json
+    from nnunet_anomaly.twins import check_pairs
 
     known = all_labels(load_json(folder / "dataset.json"))
+    check_pairs(settings.symmetry.pairs, known)
     wrong = sorted(set(settings.roi.labels) - known)
     if wrong or not settings.roi.labels:
         raise SettingsError(f"roi.labels is {list(settings.roi.labels)}; the dataset's labels are {sorted(known)}.")

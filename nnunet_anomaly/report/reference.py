@@ -33,9 +33,10 @@ A checkpoint carries the plans that it was trained with, and so the settings.
 A value is JSON (`0.5`, `[1, 3]`) or a word (`paper`). An unknown key, a value of the wrong type and a value out of
 range are errors; for an unknown key the nearest one is named.
 
-`robust` is the default preset; `paper` has the paper's values, where it gives one. Two settings are not what the table
-says, because the planner derives them from the data: `roi.labels` from dataset.json, and `corruption.radius_mm` from
-the size of the images and of their voxels.
+`robust` is the default preset; `paper` has the paper's values, where it gives one. Some settings are not what the table
+says, because the planner derives them from the data: `roi.labels` from dataset.json, `corruption.radius_mm` from the
+size of the images and of their voxels, `symmetry.pairs` and `symmetry.side_axis` from names of labels and from label
+maps. `--preset` keeps what came from label maps.
 
 `error_map.clip_sd` is applied when images are preprocessed, and plans made by `--save-as` share their preprocessed
 images with the plans they were made from. All other settings take effect in training or later.
