@@ -29,7 +29,7 @@ class ElasticSpatialTransform(SpatialTransform):
 
     def __init__(self, stock: SpatialTransform, probability: float, sample_weight: float):
         super().__init__(stock.patch_size, 0, False)
-        vars(self).update(vars(stock))
+        self.__dict__.update(stock.__dict__)
         self.p_elastic_deform = probability
         self.elastic_deform_scale = SMOOTHING_SHARE
         self.elastic_deform_magnitude = _largest_displacement_voxels

@@ -10,6 +10,8 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from hypothesis import given
 from hypothesis import strategies as st
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.planners.ct_intensity import hu_counts, pooled_statistics, set_ct_scheme
@@ -93,56 +95,70 @@ def test_counts_of_a_case():
 
 @pytest.fixture(scope="module")
 def ct(planned):
-    """The tiny dataset as CT (103), planned anew from the fingerprint of the other."""
-    raw = planned.root / "nnUNet_raw" / DATASET
-    if not raw.is_dir():
-        shutil.copytree(planned.root / "nnUNet_raw" / "Dataset101_Tiny", raw)
-        description = load_json(str(raw / "dataset.json"))
-        (raw / "dataset.json").write_text(json.dumps({**description, "channel_names": {"0": "CT"}}))
-        command = ["nnUNetv2_plan_and_preprocess", "-d", "103", "-pl", "nnUNetPlannerAnomalyTiny", "-c", "2d"]
-        planned.run(*command, "-np", "1", "-npfp", "1")
-    return planned
+    """The tiny dataset once more, as CT (103), with the plans that the other has."""
+    raw, preprocessed = (planned.root / name for name in ("nnUNet_raw", "nnUNet_preprocessed"))
+    shutil.copytree(raw / "Dataset101_Tiny", raw / DATASET)
+    shutil.copytree(preprocessed / "Dataset101_Tiny", preprocessed / DATASET)
+    for folder in (raw / DATASET, preprocessed / DATASET):
+        description = load_json(str(folder / "dataset.json"))
+        (folder / "dataset.json").write_text(json.dumps({**description, "channel_names": {"0": "CT"}}))
+    path = preprocessed / DATASET / f"{PLANS}.json"
+    text = path.read_text().replace("Dataset101_Tiny", DATASET).replace('"ZScoreNormalization"', '"CTNormalization"')
+    path.write_text(text)
+    yield planned
+    shutil.rmtree(raw / DATASET)
+    shutil.rmtree(preprocessed / DATASET)
 
 
-def test_nnunets_own_command_normalises_by_quartiles(ct):
+def plan(workspace, plans, *more):
+    return workspace.run("nnunet-anomaly", "plan", "-d", "103", "-p", plans, "-np", "1", *more).stdout
+
+
+def raw_images(workspace):
+    paths = sorted((workspace.root / "nnUNet_raw" / DATASET / "imagesTr").iterdir())
+    return paths, [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths]
+
+
+def test_nnunets_own_command_normalises_by_quartiles_of_all_cases(ct):
     folder = ct.root / "nnUNet_preprocessed" / DATASET
-    stock = sorted(path.name for path in (folder / f"{PLANS}_2d").iterdir())
-    command = ["nnunet-anomaly", "plan", "-d", "103", "-p", PLANS, "-np", "1"]
-    raw = [
-        sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        for path in sorted((ct.root / "nnUNet_raw" / DATASET / "imagesTr").iterdir())
-    ]
-    pooled = np.rint(np.concatenate([image[image >= 0] for image in raw]))
-    for kind in ("quartile_case", "quartile_fingerprint"):
-        output = ct.run(*command, "--set", f"intensity.ct={kind}", "--save-as", kind).stdout
-        assert f"nnUNetv2_preprocess -d 103 -plans_name {kind}" in output
-        ct.run("nnUNetv2_preprocess", "-d", "103", "-plans_name", kind, "-c", "2d", "-np", "1")
-        (written,) = folder.glob(f"{PLANS}_2d_{kind}*")
-        values = pooled if kind == "quartile_fingerprint" else raw[0][raw[0] >= 0]
-        method = "inverted_cdf" if kind == "quartile_fingerprint" else "linear"
-        low, high = np.quantile(values, (0.25, 0.75), method=method)
-        expected = (np.maximum(raw[0], 0) - values.mean()) / (high - low)
-        found = blosc2.open(str(written / "case_00.b2nd"))[0]
-        np.testing.assert_allclose(found, expected, atol=1e-3)
-    assert sorted(path.name for path in (folder / f"{PLANS}_2d").iterdir()) == stock
-    ct.run(*command[:4], "-p", "quartile_case", "--set", "intensity.ct=nnunet", "--save-as", "back")
+    output = plan(ct, PLANS, "--set", "intensity.ct=quartile_fingerprint", "--save-as", "pooled")
+    assert "nnUNetv2_preprocess -d 103 -plans_name pooled" in output
+    before = sorted(path.name for path in (folder / f"{PLANS}_2d").iterdir())
+    ct.run("nnUNetv2_preprocess", "-d", "103", "-plans_name", "pooled", "-c", "2d", "-np", "1")
+    (written,) = folder.glob(f"{PLANS}_2d_quartile_fingerprint_*")
+    _, images = raw_images(ct)
+    values = np.rint(np.concatenate([image[image >= 0] for image in images]))
+    low, high = np.quantile(values, (0.25, 0.75), method="inverted_cdf")
+    expected = (np.maximum(images[0], 0) - values.mean()) / (high - low)
+    np.testing.assert_allclose(blosc2.open(str(written / "case_00.b2nd"))[0], expected, atol=1e-3)
+    assert sorted(path.name for path in (folder / f"{PLANS}_2d").iterdir()) == before
+
+
+def test_every_case_by_itself_and_back(ct):
+    folder = ct.root / "nnUNet_preprocessed" / DATASET
+    plan(ct, PLANS, "--set", "intensity.ct=quartile_case", "--save-as", "by_case")
+    plans = PlansManager(str(folder / "by_case.json"))
+    paths, images = raw_images(ct)
+    configuration = plans.get_configuration("3d_fullres")
+    description = load_json(str(folder / "dataset.json"))
+    preprocessor = DefaultPreprocessor(verbose=False)
+    data, _, _ = preprocessor.run_case([str(paths[0])], None, plans, configuration, description)
+    values = images[0][images[0] >= 0]
+    low, high = np.percentile(values, (25, 75))
+    np.testing.assert_allclose(data[0], (np.maximum(images[0], 0) - values.mean()) / (high - low), atol=1e-3)
+    plan(ct, "by_case", "--set", "intensity.ct=nnunet", "--save-as", "back")
     back, first = (load_json(str(folder / f"{name}.json")) for name in ("back", PLANS))
     assert back["configurations"] == first["configurations"]
 
 
 def test_the_pooled_statistics_stay_when_cases_are_added(ct):
     folder = ct.root / "nnUNet_preprocessed" / DATASET
-    command = ["nnunet-anomaly", "plan", "-d", "103", "-np", "1", "--set", "intensity.ct=quartile_fingerprint"]
-    ct.run(*command, "-p", PLANS, "--save-as", "first")
-    properties = load_json(str(folder / "first.json"))["foreground_intensity_properties_per_channel"]
-    images = ct.root / "nnUNet_raw" / DATASET / "imagesTr"
-    added = images / "case_99_0000.nii.gz"
-    shutil.copyfile(images / "case_00_0000.nii.gz", added)
-    labels = added.parents[1] / "labelsTr"
-    shutil.copyfile(labels / "case_00.nii.gz", labels / "case_99.nii.gz")
-    try:
-        ct.run(*command, "-p", "first", "--set", "seed=3", "--save-as", "second")
-    finally:
-        added.unlink()
-        (labels / "case_99.nii.gz").unlink()
-    assert load_json(str(folder / "second.json"))["foreground_intensity_properties_per_channel"] == properties
+    plan(ct, PLANS, "--set", "intensity.ct=quartile_fingerprint", "--save-as", "first")
+    raw = ct.root / "nnUNet_raw" / DATASET
+    shutil.copyfile(raw / "imagesTr" / "case_00_0000.nii.gz", raw / "imagesTr" / "case_99_0000.nii.gz")
+    shutil.copyfile(raw / "labelsTr" / "case_00.nii.gz", raw / "labelsTr" / "case_99.nii.gz")
+    plan(ct, "first", "--set", "seed=3", "--save-as", "second")
+    plan(ct, PLANS, "--set", "intensity.ct=quartile_fingerprint", "--save-as", "anew")
+    key = "foreground_intensity_properties_per_channel"
+    first, second, anew = (load_json(str(folder / f"{name}.json"))[key] for name in ("first", "second", "anew"))
+    assert first == second != anew
