@@ -191,7 +191,7 @@ def test_settings_that_are_named_exist(page):
 
 
 def test_every_difference_between_the_presets_is_explained():
-    text = (DOCS / "explanation/woo.md").read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "explanation").glob("*.md")))
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.+) \|$", text, re.MULTILINE))
     differing = {
         key: (entry.metadata["paper"], entry.metadata["robust"])
