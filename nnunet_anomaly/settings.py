@@ -317,7 +317,7 @@ class TransferSettings:
 
     checkpoint: str = setting(
         "Checkpoint file of a network of the same classes, of which all weights are taken, those of the last layer "
-        "too, and nothing is frozen; empty: none.",
+        "too, and nothing is frozen: an absolute path, or one below `$nnUNet_results`; empty: none.",
         "",
     )
 

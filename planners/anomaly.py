@@ -9,6 +9,7 @@ import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_anomaly.dataset_roles import error_channels, roi_labels
+from nnunet_anomaly.planners.ct_intensity import set_ct_scheme
 from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
 from nnunet_anomaly.planners.symmetry import derived_symmetry
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
@@ -38,7 +39,11 @@ def derived_settings(
 
 
 def write_settings(plans: dict[str, Any], settings: AnomalySettings) -> dict[str, Any]:
-    """Put the settings into the plans, with what nnU-Net's own parts of the plans take from them."""
+    """Put the settings into the plans, with what nnU-Net's own parts of the plans take from them.
+
+    Raises:
+        SettingsError: CT is to be normalised by statistics that the plans do not have.
+    """
     plans[BLOCK] = settings.to_dict()
     for properties in plans["foreground_intensity_properties_per_channel"].values():
         properties["anomaly_clip_sd"] = settings.error_map.clip_sd
@@ -50,6 +55,7 @@ def write_settings(plans: dict[str, Any], settings: AnomalySettings) -> dict[str
     for name, batch_size in batch_sizes.items():
         if name in plans["configurations"]:
             plans["configurations"][name]["batch_size"] = batch_size
+    set_ct_scheme(plans, settings.intensity.ct)
     return plans
 
 

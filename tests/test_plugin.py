@@ -18,6 +18,7 @@ TRAINERS = (
     "nnUNetTrainerInpaintingMimic",
     "nnUNetTrainerAnomalyAware",
     "nnUNetTrainerAnomalyAugmentation",
+    "nnUNetTrainerGapWeighted",
 )
 PLANNING, NORMALIZATION, TRAINING = (
     "nnunetv2.experiment_planning",
@@ -31,6 +32,8 @@ PLANNING, NORMALIZATION, TRAINING = (
     [
         ("nnUNetPlannerAnomaly", PLANNING),
         ("ZScoreClipped01Normalization", NORMALIZATION),
+        ("QuartileNormalization", NORMALIZATION),
+        ("QuartileFingerprintNormalization", NORMALIZATION),
         *((name, TRAINING) for name in TRAINERS),
         *((f"{name}_1epoch", TRAINING) for name in TRAINERS),
         *((f"{name}_50epochs", TRAINING) for name in TRAINERS),

@@ -30,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="write to new plans that share the preprocessed data, so that results get a folder of their own",
     )
+    parser.add_argument(
+        "-np",
+        type=int,
+        default=3,
+        metavar="N",
+        help="images read at a time, where quartiles are asked for (default: 3)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,16 +55,33 @@ def run(args: argparse.Namespace) -> int:
     if values or args.preset or args.add_block or args.save_as:
         name = args.save_as or args.plans
         plans["plans_name"] = name
+        folders = _data_folders(plans)
+        if settings.intensity.ct == "quartile_fingerprint":
+            _add_quartile_statistics(plans, folder, args.np)
         plans = write_settings(plans, settings)
         path = folder / f"{name}.json"
         if args.save_as and path.is_file() and load_json(path) != plans:
             raise SettingsError(f"{path} already exists and differs. Choose another name for --save-as, or remove it.")
         save_json(plans, path)
         print(f"Written to {path}")
+        if _data_folders(plans) != folders:
+            print(f"Images are normalised in another way: nnUNetv2_preprocess -d {args.dataset} -plans_name {name}")
     else:
         print(f"Settings in {path}")
     _print_settings(settings)
     return 0
+
+
+def _data_folders(plans: dict[str, Any]) -> list[str]:
+    return [configuration.get("data_identifier", "") for configuration in plans["configurations"].values()]
+
+
+def _add_quartile_statistics(plans: dict[str, Any], folder: Path, num_processes: int) -> None:
+    from nnunet_anomaly.files import load_json, nnunet_folder
+    from nnunet_anomaly.planners.ct_intensity import add_quartile_statistics
+
+    raw_folder = nnunet_folder("nnUNet_raw") / folder.name
+    add_quartile_statistics(plans, raw_folder, load_json(raw_folder / "dataset.json"), num_processes)
 
 
 def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add_block: bool) -> Any:

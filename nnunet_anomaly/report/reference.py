@@ -39,7 +39,8 @@ size of the images and of their voxels, `symmetry.pairs` and `symmetry.side_axis
 maps. `--preset` keeps what came from label maps.
 
 `error_map.clip_sd` is applied when images are preprocessed, and plans made by `--save-as` share their preprocessed
-images with the plans they were made from. All other settings take effect in training or later.
+images with the plans they were made from. Another `intensity.ct` is another folder of preprocessed images. All other
+settings take effect in training or later.
 """
 
 COMMANDS_HEAD = """\

@@ -14,14 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-G, A, S = (f"nnUNetTrainer{name}_2epochs" for name in ("Inpainting", "InpaintingMimic", "AnomalyAware"))
+G, A, S, GAP = (
+    f"nnUNetTrainer{name}_2epochs" for name in ("Inpainting", "InpaintingMimic", "AnomalyAware", "GapWeighted")
+)
 PLAIN, DERIVED = "Dataset101_Tiny", "Dataset102_TinyError"
-RUNS = {G: (PLAIN, "3d_inpainting"), A: (PLAIN, "3d_inpainting"), S: (DERIVED, "3d_fullres")}
+RUNS = {
+    G: (PLAIN, "3d_inpainting"),
+    A: (PLAIN, "3d_inpainting"),
+    S: (DERIVED, "3d_fullres"),
+    GAP: (PLAIN, "3d_fullres"),
+}
 PLANS = "nnUNetAnomalyTinyPlans"
 
 
 def train_as(rank: int, root: Path) -> None:
-    """What nnU-Net runs for each GPU, for all three trainers; leaves what it saw in ``root/rank_<rank>``."""
+    """What nnU-Net runs for each GPU, for all these trainers; leaves what it saw in ``root/rank_<rank>``."""
     from nnunetv2.run import run_training
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 
@@ -71,6 +78,9 @@ def train_as(rank: int, root: Path) -> None:
             "weights": trainers[-1].network.module.state_dict(),
             "log": trainers[-1].logger.local_logger.my_fantastic_logging,
             "steps": trainers[-1].steps,
+            "maps": sorted(
+                path.name for path in written if "_gap_weights_" in path.parent.name and path.name[0] != "."
+            ),
             "written": [path.as_posix() for path in inside if not path.name.startswith(".partial")],
         }
     save(seen, root / f"rank_{rank}")
@@ -78,7 +88,7 @@ def train_as(rank: int, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(planned: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes saw that trained G and A, with C, and, on the tiny dataset with an error channel, S."""
+    """What two processes saw that trained G and A, with C, S on the tiny dataset with an error channel, and GAP."""
     import blosc2
 
     workspace = dataclasses.replace(planned, root=tmp_path_factory.mktemp("ranks"))
@@ -126,13 +136,19 @@ def test_losses_and_leak_are_means_over_both_ranks(ranks, name):
 def test_each_rank_writes_its_maps_once_and_rank_0_alone_all_else(ranks, name):
     written = [rank[name]["written"] for rank in ranks]
     maps = ["validation/error_maps/{}.nii.gz", "validation/reconstructions/{}_0000.nii.gz"]
-    cases = [[], []] if name == S else [["case_03", "case_05"], ["case_04"]]  # for S, workers of nnU-Net's write them
+    cases = [[], []] if name in (S, GAP) else [["case_03", "case_05"], ["case_04"]]  # else nnU-Net's workers write them
     for files, own in zip(written, cases, strict=True):
         assert sorted(file for file in files if file.endswith(".nii.gz")) == [m.format(c) for m in maps for c in own]
     assert all(file.endswith(".nii.gz") for file in written[1])
-    records = ["validation/summary.json"] if name == S else ["validation/error_maps.json"]
+    records = ["validation/summary.json"] if name in (S, GAP) else ["validation/error_maps.json"]
     assert {"checkpoint_best.pth", "checkpoint_final.pth", "progress.png", *records} <= set(written[0])
     assert any(file.startswith("training_log_") for file in written[0])
+
+
+def test_weight_maps_are_made_by_rank_0_alone_and_once(ranks):
+    cases = [f"case_{index:02d}" for index in range(6)]
+    assert ranks[0][GAP]["maps"] == sorted(f"{case}.{kind}" for case in cases for kind in ("b2nd", "json"))
+    assert not ranks[1][GAP]["maps"]
 
 
 @pytest.mark.parametrize("name", [G, A])

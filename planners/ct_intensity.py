@@ -1,0 +1,132 @@
+"""``anomaly.intensity.ct`` in nnU-Net's own part of the plans: schemes, their statistics, names of data folders.
+
+Data that are normalised in different ways never share a folder: the folder's name (nnU-Net's ``data_identifier``) ends
+in the scheme, and in a digest of its statistics where these are of all training cases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_anomaly.errors import InputError, SettingsError
+from nnunet_anomaly.files import open_pool
+from nnunet_anomaly.planners.normalization import (
+    QUARTILE_STATISTICS,
+    QuartileFingerprintNormalization,
+    QuartileNormalization,
+)
+
+SCHEMES = {
+    "nnunet": CTNormalization.__name__,
+    "quartile_case": QuartileNormalization.__name__,
+    "quartile_fingerprint": QuartileFingerprintNormalization.__name__,
+}
+LARGEST_HU = 2**15 - 1
+_SUFFIX = re.compile(r"_quartile_(case|fingerprint_[0-9a-f]{8})$")
+
+
+def ct_channels(plans: dict[str, Any]) -> list[int]:
+    """Channels that are normalised as CT, by nnU-Net's scheme or one of ours, in some configuration; ascending."""
+    schemes = [entry.get("normalization_schemes", []) for entry in plans["configurations"].values()]
+    return sorted({index for names in schemes for index, name in enumerate(names) if name in SCHEMES.values()})
+
+
+def set_ct_scheme(plans: dict[str, Any], ct: str) -> None:
+    """Write the schemes of the CT channels and the names of preprocessed folders that follow from them.
+
+    Configurations whose channels are normalised in yet another way (those for inpainting) stay as they are.
+
+    Args:
+        plans: changed in place.
+        ct: ``anomaly.intensity.ct``. ``nnunet`` brings back what nnU-Net planned.
+
+    Raises:
+        SettingsError: ``quartile_fingerprint``, and the plans have no statistics (see ``add_quartile_statistics``).
+    """
+    suffix = "" if ct == "nnunet" else f"_{ct}"
+    if ct == "quartile_fingerprint" and ct_channels(plans):
+        suffix += f"_{_digest(plans)}"
+    for configuration in plans["configurations"].values():
+        names = configuration.get("normalization_schemes", [])
+        if set(names) & set(SCHEMES.values()):
+            configuration["normalization_schemes"] = [
+                SCHEMES[ct] if name in SCHEMES.values() else name for name in names
+            ]
+            configuration["data_identifier"] = _SUFFIX.sub("", configuration["data_identifier"]) + suffix
+
+
+def _digest(plans: dict[str, Any]) -> str:
+    properties = plans["foreground_intensity_properties_per_channel"]
+    statistics = [[properties[str(channel)].get(key) for key in QUARTILE_STATISTICS] for channel in ct_channels(plans)]
+    if any(value is None for values in statistics for value in values):
+        raise SettingsError(
+            "intensity.ct=quartile_fingerprint needs statistics of all training cases. They are put into the plans by: "
+            "nnunet-anomaly plan --set intensity.ct=quartile_fingerprint"
+        )
+    return hashlib.sha256(repr(statistics).encode()).hexdigest()[:8]
+
+
+def add_quartile_statistics(plans: dict[str, Any], raw_folder: Path, dataset_json: dict, num_processes: int) -> None:
+    """Put mean and interquartile range of all training cases into the plans, where they are not there yet.
+
+    What is there stays when cases are added to the dataset: networks that build on each other see one scale. Every
+    voxel from 0 HU on counts once, in bins of 1 HU, so that the quartiles are exact for whole numbers. Where the
+    quartiles are equal or there is no such voxel, the scale is that of ``QuartileNormalization``.
+
+    Args:
+        plans: changed in place.
+        raw_folder: the dataset in nnUNet_raw.
+        dataset_json: its dataset.json.
+        num_processes: images read at a time.
+
+    Raises:
+        InputError: there is no training image.
+    """
+    properties = plans["foreground_intensity_properties_per_channel"]
+    channels = [c for c in ct_channels(plans) if not set(QUARTILE_STATISTICS) <= properties[str(c)].keys()]
+    if not channels:
+        return
+    from tqdm import tqdm
+
+    cases = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
+    if not cases:
+        raise InputError(f"{raw_folder} has no training images.")
+    reader = PlansManager(plans).image_reader_writer_class
+    counts = np.zeros((len(channels), LARGEST_HU + 1), dtype=np.int64)
+    with open_pool(min(num_processes, len(cases))) as pool:
+        futures = [pool.submit(hu_counts, reader, case["images"], channels) for case in cases.values()]
+        for future in tqdm(futures, desc="Quartiles of CT", unit="case"):
+            counts += future.result()
+    for channel, per_hu in zip(channels, counts, strict=True):
+        properties[str(channel)].update(zip(QUARTILE_STATISTICS, pooled_statistics(per_hu), strict=True))
+
+
+def hu_counts(reader: type, image_files: list[str], channels: list[int]) -> np.ndarray:
+    """Voxels of a case at every whole HU from 0 on (highest: ``LARGEST_HU`` and more); int64, a row per channel."""
+    images, _, _ = crop_to_nonzero(reader().read_images(image_files)[0])  # what nnU-Net normalises
+    rows = []
+    for channel in channels:
+        values = images[channel][images[channel] >= 0]
+        rows.append(np.bincount(np.rint(np.minimum(values, LARGEST_HU)).astype(np.int64), minlength=LARGEST_HU + 1))
+    return np.stack(rows)
+
+
+def pooled_statistics(per_hu: np.ndarray) -> tuple[float, float]:
+    """Mean and scale, in HU, from the number of voxels at every whole HU from 0 on; without any voxel (0, 1)."""
+    total = int(per_hu.sum())
+    if not total:
+        return 0.0, 1.0
+    hu = np.arange(len(per_hu), dtype=np.float64)
+    low, high = np.searchsorted(np.cumsum(per_hu), (0.25 * total, 0.75 * total))
+    mean = float(per_hu @ hu) / total
+    spread = float(high - low) or float(np.sqrt(per_hu @ (hu - mean) ** 2 / total))
+    return mean, spread or 1.0
