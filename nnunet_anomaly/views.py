@@ -1,8 +1,9 @@
 """Planes of several directions through a volume: how they lie, and what is seen on them (Perslev 2019, Xu 2022).
 
-Positions are in mm along the axes of the array, from the centre of the volume; there are no direction cosines. A view is
-a frame, a (3, 3) array of orthonormal rows: the normal of its planes, then the directions of their rows and columns. Its
-planes are a stack, a regular grid (planes, rows, columns) with the same distance between planes, rows and columns.
+Positions are in mm along the axes of the array, from the centre of the volume; there are no direction cosines. A view
+is a frame, a (3, 3) array of orthonormal rows: the normal of its planes, the direction along which their rows follow
+one another, and that of their columns. Its planes are a stack, a grid (planes, rows, columns) with the same distance in
+mm along all three.
 """
 
 from __future__ import annotations
@@ -87,25 +88,24 @@ def draw_frames(number: int, minimum_angle_deg: float, seed: int) -> np.ndarray:
     )
 
 
-def frame_of(normal: Sequence[float]) -> np.ndarray:
-    """Frame of a view: how rows and columns lie in the planes with this normal, and that is all there is to choose.
+def frame_of(normal: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Frame of a view: how rows and columns lie in the planes with this normal.
 
-    Of the two array axes that are further from the normal, the first, projected onto the plane, is the direction of
-    rows; columns run at a right angle to it, to the side of the second. So planes along an array axis lie as slices of
+    Of the two array axes that are further from the normal, rows follow one another along the first, projected onto the
+    plane, and columns at a right angle to it, to the side of the second. So planes along an array axis lie as slices of
     the array do, and the normal's sign does not change them.
 
     Args:
         normal: three numbers, not all 0.
 
     Returns:
-        float64 array (3, 3): unit vectors of the normal, of rows and of columns.
+        float64 array (3, 3): unit vectors of the normal, from row to row and from column to column.
     """
-    normal = _unit(np.asarray(normal, dtype=float))
-    axes = np.eye(3)
-    first, second = (axis for axis in range(3) if axis != int(np.abs(normal).argmax()))
-    rows = _unit(axes[first] - normal[first] * normal)
-    columns = np.cross(normal, rows)
-    return np.stack((normal, rows, columns * np.sign(columns[second])))
+    along = _unit(np.asarray(normal, dtype=float))
+    first, second = (axis for axis in range(3) if axis != int(np.abs(along).argmax()))
+    down = _unit(np.eye(3)[first] - along[first] * along)
+    across = np.cross(along, down)
+    return np.stack((along, down, across * np.sign(across[second])))
 
 
 def covering_stack(frame: np.ndarray, shape: Sequence[int], spacing_mm: Sequence[float], pixel_mm: float) -> PlaneStack:
@@ -135,7 +135,7 @@ def plane_through(
     spacing_mm: Sequence[float],
     pixel_mm: float,
     plane_pixels: int,
-    shift: Sequence[float],
+    shift: Sequence[float] | np.ndarray,
 ) -> PlaneStack:
     """One square plane of a view on which a given voxel lies.
 

@@ -23,8 +23,8 @@ class nnUNetPlannerMultiPlanar(nnUNetPlannerAnomaly):
     Its patch is the largest training image at the spacing of ``3d_fullres`` (coarser where the memory target would not
     hold what is predicted of it), so that the network takes whole volumes: smaller ones are zero-padded by nnU-Net, and
     larger ones cut into tiles that overlap by half, each seen as a volume of its own. The network is the one that
-    nnU-Net plans for 2-D images of the planes' size: the 75th percentile, over images and axes, of voxels and of mm, the
-    first rounded up to what the U-Net can halve. The batch size is nnU-Net's for these planes.
+    nnU-Net plans for 2-D images of the planes' size: the 75th percentile, over images and axes, of voxels and of mm,
+    rounded up to what the U-Net can halve. The batch size is nnU-Net's for these planes.
     """
 
     def __init__(self, *args: Any, plans_name: str = "nnUNetMultiPlanarPlans", **kwargs: Any):
@@ -92,7 +92,7 @@ class nnUNetPlannerMultiPlanar(nnUNetPlannerAnomaly):
 
 
 class nnUNetPlannerMultiPlanarTiny(nnUNetPlannerMultiPlanar, nnUNetPlannerAnomalyTiny):
-    """The same with 8 base features, one convolution a stage and at most 6 planes in a batch: to try things on a CPU."""
+    """The same with 8 base features, one convolution a stage and at most 6 planes in a batch: for a CPU."""
 
     def __init__(self, *args: Any, plans_name: str = "nnUNetMultiPlanarTinyPlans", **kwargs: Any):
         super().__init__(*args, plans_name=plans_name, **kwargs)

@@ -55,7 +55,7 @@ def test_views_follow_from_the_seed_and_are_random():
 
 @pytest.mark.parametrize("number, angle_deg, possible_deg", [(7, 60, 54.7), (4, 80, 70.5), (4, 90, 70.5)])
 def test_views_that_cannot_be_had_are_an_error_that_says_what_can(number, angle_deg, possible_deg):
-    with pytest.raises(SettingsError, match="views that are .* were not found") as caught:
+    with pytest.raises(SettingsError, match=r"views that are .* were not found") as caught:
         draw_frames(number, angle_deg, 0)
     found = float(str(caught.value).split("; ")[1].split(" ")[0])
     assert possible_deg - 4 < found <= possible_deg + 0.1

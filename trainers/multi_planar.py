@@ -29,9 +29,11 @@ ELASTIC_SMOOTHNESS, ELASTIC_DISPLACEMENT = (0.08, 0.12), 0.03
 class nnUNetTrainerMultiPlanar(SegmentationTrainer):
     """nnU-Net's 2-D network, trained on planes of the plans' views; it predicts volumes, seen from all these views.
 
-    The views are drawn once from ``anomaly.seed`` (the same for all folds), and lie in the checkpoint: what is predicted
-    lies as what was learnt from. Nothing is mirrored in prediction.
+    The views are drawn once from ``anomaly.seed`` (the same for all folds), and lie in the checkpoint: planes in
+    prediction lie as those in training. Nothing is mirrored in prediction.
     """
+
+    dataset_class: Any
 
     def __init__(
         self,
@@ -44,8 +46,8 @@ class nnUNetTrainerMultiPlanar(SegmentationTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if not configuration.endswith(SUFFIX):
             raise SettingsError(
-                f"{type(self).__name__} is not made for configuration '{configuration}'. Train it on 3d{SUFFIX} of plans "
-                "made by -pl nnUNetPlannerMultiPlanar."
+                f"{type(self).__name__} is not made for configuration '{configuration}'. Train it on 3d{SUFFIX} of "
+                "plans made by -pl nnUNetPlannerMultiPlanar."
             )
 
     @staticmethod

@@ -31,15 +31,15 @@ class Case(NamedTuple):
 
 
 class PlaneDataLoader(nnUNetDataLoader):
-    """nnU-Net's loader, but a training sample is a plane of a random view through a voxel that nnU-Net's sampling chose.
+    """nnU-Net's loader; a sample is a plane of one of the views through a voxel that nnU-Net's sampling chose.
 
     The voxel is one of the foreground for the share that nnU-Net oversamples, otherwise any (with an ignore label: any
     that has another label); the plane is moved at random along its rows and columns. All channels of a case are sampled
     linearly, 0 outside, side maps that a dataset appends to the image too; labels by the nearest voxel.
 
-    A plane crosses a whole volume, so cases are read whole, and kept: every process holds a pool of up to ``POOL_BYTES``
-    of images and labels (one case at least), from which all samples are drawn. Before each batch one more random case is
-    read, if it is not there; the one that is there longest leaves when there is no more room.
+    A plane crosses a whole volume, so cases are read whole, and kept: every process holds a pool of up to
+    ``POOL_BYTES`` of images and labels (one case at least), from which all samples are drawn. Before each batch one
+    more random case is read, if it is not there; what is there longest leaves when there is no more room.
 
     Args:
         data: preprocessed cases.

@@ -18,10 +18,10 @@ class MultiPlanarUNet(nn.Module):
     """A 2-D U-Net; a volume is seen by it from all views, and the mean probability is what it answers.
 
     Planes (B, C, rows, columns) go to the U-Net as they are. Of a volume (B, C, Z, Y, X) every view takes the stack of
-    planes in which all its voxels lie, 0 outside; planes are enlarged at their far ends to ``plane_pixels`` at least and
-    to what the U-Net can halve. Probabilities of all planes are brought back by linear interpolation and summed over
-    views. As nnU-Net takes logits and makes probabilities of them, the answer to a volume is the logarithm of the mean
-    probability, not below ``log(SMALLEST_PROBABILITY)``, of which softmax gives the mean back. With regions
+    planes in which all its voxels lie, 0 outside; planes are enlarged at their far ends, to ``plane_pixels`` at least
+    and to what the U-Net can halve. Probabilities of all planes are brought back by linear interpolation and summed
+    over views. As nnU-Net takes logits and makes probabilities of them, the answer to a volume is the logarithm of the
+    mean probability, not below ``log(SMALLEST_PROBABILITY)``, of which softmax gives the mean back. With regions
     (``independent``) the sigmoid takes the softmax's place, and the logit that of the logarithm.
 
     Besides the network's, this needs memory for the probabilities of one view and of the volume, 4 bytes a class and
@@ -100,7 +100,7 @@ class MultiPlanarUNet(nn.Module):
     def add_view(
         self, total: torch.Tensor | None, probabilities: torch.Tensor, stack: PlaneStack, shape: Sequence[int]
     ) -> torch.Tensor:
-        """Bring back what was found at the points of a stack, and add it to ``total`` (B, classes, *shape), in place."""
+        """Bring what was found at a stack's points back, and add it to ``total`` (B, classes, *shape), in place."""
         if total is None:
             total = probabilities.new_zeros((*probabilities.shape[:2], *shape))
         back = stack.seen_from_volume(shape)
