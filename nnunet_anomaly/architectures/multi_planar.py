@@ -11,7 +11,7 @@ from torch import nn
 from nnunet_anomaly.views import PlaneStack, covering_stack, sample
 
 SMALLEST_PROBABILITY = 1e-7
-PIXELS_AT_ONCE = 1 << 20  # of planes in the network, and of voxels brought back
+PIXELS_AT_ONCE = 1 << 18  # of planes in the network, and of voxels brought back; more is slower on a CPU
 
 
 class MultiPlanarUNet(nn.Module):
