@@ -329,13 +329,13 @@ class MultiPlanarSettings:
     )
     plane_pixels: int = setting(
         "Pixels along both axes of a plane in training; derived: the 75th percentile of voxels over images and axes, "
-        "rounded up to what the network can halve, of which it must be a multiple.",
+        "rounded up to a multiple of what the network needs.",
         128,
         minimum=8,
     )
     plane_extent_mm: float = setting(
-        "Length of its axes; derived: the 75th percentile of lengths over images and axes, rounded up with the pixels. A "
-        "pixel's size follows from both, in training and in prediction.",
+        "Length of its axes; derived: the 75th percentile of lengths over images and axes, rounded up with the pixels. "
+        "A pixel's size follows from both, in training and in prediction.",
         128.0,
         minimum=1,
     )
