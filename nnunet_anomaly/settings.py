@@ -326,16 +326,22 @@ class TransferSettings:
 class MultiPlanarSettings:
     """One 2-D network for planes of several directions (Perslev 2019, Xu)."""
 
-    views: int = setting("Directions from which a volume is seen.", 6, minimum=1)
-    minimum_angle_deg: float = setting("Any two directions are at least so far apart.", 60.0, minimum=0, maximum=90)
+    views: int = setting("Directions from which a volume is seen, drawn from `seed`.", 6, minimum=1)
+    minimum_angle_deg: float = setting(
+        "Any two directions are at least so far apart; 6 can be 63.4 degrees apart at most.",
+        60.0,
+        minimum=0,
+        maximum=90,
+    )
     plane_pixels: int = setting(
-        "Pixels along both axes of a plane; derived: the 75th percentile of voxels over images and axes.",
+        "Pixels along both axes of a plane in training; derived: the 75th percentile of voxels over images and axes, "
+        "rounded up to a multiple of what the network needs.",
         128,
         minimum=8,
     )
     plane_extent_mm: float = setting(
-        "Length of its axes; derived: the 75th percentile of lengths over images and axes. A pixel's size follows "
-        "from both, in training and in prediction.",
+        "Length of its axes; derived: the 75th percentile of lengths over images and axes, rounded up with the pixels. "
+        "A pixel's size follows from both, in training and in prediction.",
         128.0,
         minimum=1,
     )

@@ -140,6 +140,14 @@ def planned_whole(planned: Workspace) -> Workspace:
 
 
 @pytest.fixture(scope="session")
+def planned_planar(planned: Workspace) -> Workspace:
+    """The tiny dataset, planned and preprocessed for planes of several directions as well."""
+    command = ["nnUNetv2_plan_and_preprocess", "-d", "101", "-pl", "nnUNetPlannerMultiPlanarTiny"]
+    planned.run(*command, "-c", "3d_multiplanar", "-np", "1", "-npfp", "1")
+    return planned
+
+
+@pytest.fixture(scope="session")
 def write_tiny_image() -> Callable[[Path, int], np.ndarray]:
     """Write the image of tiny case ``index`` to a path and return its array."""
 

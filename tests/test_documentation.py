@@ -157,12 +157,13 @@ def test_command_lines_of_nnunet_have_only_its_options(page):
         named = {flag: words[words.index(flag) + 1] for flag in ("-tr", "-p", "-pl") if flag in words}
         if words[0] == "nnUNetv2_train":
             assert named["-p"].endswith("Plans") or "Plans_" in named["-p"]
-            assert re.fullmatch(r"[23]d(_fullres|_inpainting|_whole)?", words[2]) and words[3] in (
+            assert re.fullmatch(r"[23]d(_fullres|_inpainting|_whole|_multiplanar)?", words[2]) and words[3] in (
                 "0",
                 "$fold",
                 "all",
             ), words
             assert ("Inpainting" in named["-tr"]) == words[2].endswith("_inpainting"), words
+            assert ("MultiPlanar" in named["-tr"]) == words[2].endswith("_multiplanar"), words
             assert bool(re.search("VAE|HealthyMean", named["-tr"])) == words[2].endswith("_whole"), words
 
 

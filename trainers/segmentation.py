@@ -40,7 +40,7 @@ class SegmentationTrainer(nnUNetTrainer):
         self.settings = AnomalySettings.from_plans(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
         symmetry = self.settings.symmetry
-        self.side_axis = side_axis_of_patch(symmetry, len(self.configuration_manager.patch_size))
+        self.side_axis = self.find_side_axis()
         if self.side_axis is not None:
             check_pairs(symmetry.pairs, self.label_manager.all_labels)
             # prediction builds the network from the plans alone, which say nothing about regions
@@ -49,6 +49,10 @@ class SegmentationTrainer(nnUNetTrainer):
             twins = twin_channels(regions, symmetry.pairs)
             self.settings = self.settings.with_values({"symmetry.region_twins": twins})
             self.plans_manager.plans[BLOCK] = self.settings.to_dict()
+
+    def find_side_axis(self) -> int | None:
+        """Axis of the patch along which mirroring exchanges left and right; None where mirroring is nnU-Net's."""
+        return side_axis_of_patch(self.settings.symmetry, len(self.configuration_manager.patch_size))
 
     def initialize(self) -> None:
         """Seed, then build as nnU-Net does."""

@@ -1,0 +1,176 @@
+"""One 2-D network that sees a volume from several directions (Perslev et al. 2019, Xu et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from nnunet_anomaly.architectures.multi_planar import MultiPlanarUNet
+from nnunet_anomaly.errors import SettingsError
+from nnunet_anomaly.settings import AnomalySettings
+from nnunet_anomaly.trainers.epoch_variants import epoch_variants
+from nnunet_anomaly.trainers.plane_loader import PlaneDataLoader
+from nnunet_anomaly.trainers.segmentation import SegmentationTrainer
+from nnunet_anomaly.views import draw_frames
+
+SUFFIX = "_multiplanar"
+# Shares of a plane's length, about MPUNet's sigma of 20 to 30 and displacements of some 8 pixels out of 250
+ELASTIC_SMOOTHNESS, ELASTIC_DISPLACEMENT = (0.08, 0.12), 0.03
+
+
+class nnUNetTrainerMultiPlanar(SegmentationTrainer):
+    """nnU-Net's 2-D network, trained on planes of the plans' views; it predicts volumes, seen from all these views.
+
+    The views are drawn once from ``anomaly.seed`` (the same for all folds), and lie in the checkpoint: planes in
+    prediction lie as those in training. Nothing is mirrored in prediction.
+    """
+
+    dataset_class: Any
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if not configuration.endswith(SUFFIX):
+            raise SettingsError(
+                f"{type(self).__name__} is not made for configuration '{configuration}'. Train it on 3d{SUFFIX} of "
+                "plans made by -pl nnUNetPlannerMultiPlanar."
+            )
+
+    def find_side_axis(self) -> None:
+        """No axis of an oblique plane runs from left to right."""
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> torch.nn.Module:
+        """nnU-Net's 2-D network, and around it what makes planes of volumes.
+
+        Raises:
+            SettingsError: such views cannot be had, or the network cannot halve the planes as often as it should.
+        """
+        settings = AnomalySettings.from_plans(plans_manager.plans)
+        planar = settings.multi_planar
+        unet = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        frames = draw_frames(planar.views, planar.minimum_angle_deg, settings.seed)
+        network = MultiPlanarUNet(
+            unet, frames, configuration_manager.spacing, planar.plane_pixels, planar.plane_extent_mm
+        )
+        if any(planar.plane_pixels % divisor for divisor in network.divisors):
+            raise SettingsError(
+                f"multi_planar.plane_pixels is {planar.plane_pixels}; for the network of these plans it must be a "
+                f"multiple of {max(network.divisors)}."
+            )
+        return network
+
+    def on_train_start(self) -> None:
+        """As nnU-Net; the network learns here whether classes exclude each other, which its checkpoints then say."""
+        super().on_train_start()
+        self.planar_network().independent.fill_(self.label_manager.has_regions)
+
+    def planar_network(self) -> MultiPlanarUNet:
+        """The network without what DDP and torch.compile wrap around it."""
+        assert self.network is not None
+        return next(module for module in self.network.modules() if isinstance(module, MultiPlanarUNet))
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
+        """No rotation; planes are mirrored, unless left could become right by it."""
+        symmetry, plane = self.settings.symmetry, (self.settings.multi_planar.plane_pixels,) * 2
+        self.inference_allowed_mirroring_axes = None
+        mirror_axes: tuple[int, ...] = (0, 1)
+        if symmetry.pairs and symmetry.mirroring != "plain":
+            mirror_axes = ()
+            self.print_to_log_file(
+                "Planes are not mirrored: there are left and right structures, and no axis of an oblique plane runs "
+                "from left to right."
+            )
+        return (0.0, 0.0), False, plane, mirror_axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
+        """nnU-Net's for planes, without rotation and scaling, with elastic deformation at its setting."""
+        stock = super().get_training_transforms(*args, **kwargs)
+        for transform in stock.transforms:
+            if isinstance(transform, SpatialTransform):
+                transform.p_rotation = transform.p_scaling = 0
+                transform.p_elastic_deform = self.settings.gap_weights.elastic_probability
+                transform.elastic_deform_scale = ELASTIC_SMOOTHNESS
+                transform.elastic_deform_magnitude = (0, ELASTIC_DISPLACEMENT * max(transform.patch_size))
+        return stock
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's augmenters over planes."""
+        if self.dataset_class is None:
+            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        rotation, dummy_2d, plane, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        scales, labels = self._get_deep_supervision_scales(), self.label_manager
+        common = {
+            "is_cascaded": False,
+            "foreground_labels": labels.foreground_labels,
+            "regions": labels.foreground_regions if labels.has_regions else None,
+            "ignore_label": labels.ignore_label,
+        }
+        masks = self.configuration_manager.use_mask_for_norm
+        transforms = (
+            self.get_training_transforms(
+                plane, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=masks, **common
+            ),
+            self.get_validation_transforms(scales, **common),
+        )
+        processes = get_allowed_n_proc_DA()
+        augmenters = []
+        for dataset, pipeline, share in zip(self.get_tr_and_val_datasets(), transforms, (1, 2), strict=True):
+            augmenters.append(self.augmenter(self.plane_loader(dataset, pipeline), processes, share))
+            next(augmenters[-1])  # nnU-Net starts them here, too
+        return augmenters[0], augmenters[1]
+
+    def plane_loader(self, dataset: Any, transforms: ComposeTransforms) -> PlaneDataLoader:
+        """Planes of the network's own views, which are those of a checkpoint where one was loaded."""
+        network = self.planar_network()
+        return PlaneDataLoader(
+            dataset,
+            self.batch_size,
+            self.label_manager,
+            network.frames.cpu().double().numpy(),
+            self.configuration_manager.spacing,
+            network.pixel_mm,
+            network.plane_pixels,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+            transforms=transforms,
+        )
+
+    def augmenter(self, loader: PlaneDataLoader, processes: int, share: int) -> Any:
+        """In this process without others, else in one of so many, as nnU-Net's."""
+        if processes == 0:
+            return SingleThreadedAugmenter(loader, None)
+        return NonDetMultiThreadedAugmenter(
+            data_loader=loader,
+            transform=None,
+            num_processes=max(1, processes // share),
+            num_cached=max(6 // share, processes // (2 * share)),
+            seeds=None,
+            pin_memory=self.device.type == "cuda",
+            wait_time=0.002,
+        )
+
+
+__getattr__ = epoch_variants(globals())
