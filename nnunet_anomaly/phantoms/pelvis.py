@@ -181,7 +181,7 @@ def _socket(point: Point, side: SideShape) -> np.ndarray:
     """The block of bone around the socket, open outwards; the hollow is cut out later."""
     axis = np.array(SOCKET_AXIS) / np.linalg.norm(SOCKET_AXIS)
     centre = np.array(HEAD_CENTRE) + 4.0 * axis
-    block = ball(point, centre, side.head_radius_mm + side.gap_mm + 9.5)
+    block = ball(point, centre, side.head_radius_mm + side.gap_mm + 12.0)
     return smooth_max(block, _along_socket(point) - 5.0, 4.0)
 
 
