@@ -1,4 +1,4 @@
-"""CTPEL: CT of pelves with segmented femora, hip bones and sacrum (Connolly and Wang 2019), as DICOM or as NIfTI copies.
+"""CTPEL: CT of pelves with segmented femora, hip bones and sacrum (Connolly and Wang 2019), as DICOM or NIfTI copies.
 
 CT and segmentation (SEG) are found by their SOP class, segments by their names, and left and right are looked up in
 patient coordinates (see ``sides``): the names or the geometry alone are never trusted without a word.
@@ -119,8 +119,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sides",
         choices=[NAMES, GEOMETRY],
-        help="where names and patient coordinates disagree on left and right: names keeps the names, geometry exchanges "
-        "them; without it such a case fails",
+        help="where names and patient coordinates disagree on left and right: names keeps the names, geometry "
+        "exchanges them; without it such a case fails",
     )
     parser.add_argument(
         "--overlaps",
@@ -272,7 +272,7 @@ def convert_case(writer: DatasetWriter, case: Case, test: bool, options: Options
         writer.write_case(case.case_id, [image], None, test=test, details=case.to_record(notes=notes))
         return
     where = str(case.sources.get("labels", case.sources.get("dicom")))
-    notes += check_parts(parts, float(np.prod(image.GetSpacing())), where)
+    notes += check_parts(parts, image.GetSpacing()[::-1], where)
     label, sides, side_notes = with_sides(parts, image, options.sides, where)
     if options.crop_mm is not None:
         image, label = cropped(image, label, options.crop_mm)
@@ -416,7 +416,9 @@ def on_grid_of_ct(labels: sitk.Image, image: sitk.Image, path: Path) -> tuple[np
     to_mm = np.reshape(labels.GetDirection(), (3, 3)) * labels.GetSpacing()
     from_mm = np.linalg.inv(np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing())
     places = (index @ to_mm.T + np.subtract(labels.GetOrigin(), image.GetOrigin())) @ from_mm.T
-    outside = int((np.abs(places - (np.array(image.GetSize()) - 1) / 2) > np.array(image.GetSize()) / 2 + 0.1).any(1).sum())
+    outside = int(
+        (np.abs(places - (np.array(image.GetSize()) - 1) / 2) > np.array(image.GetSize()) / 2 + 0.1).any(1).sum()
+    )
     if outside:
         raise GeometryError(
             f"{path}: {outside} of its {len(index)} labelled voxels lie outside of the CT. Is it of another scan?"
@@ -430,12 +432,18 @@ def on_grid_of_ct(labels: sitk.Image, image: sitk.Image, path: Path) -> tuple[np
     return sitk.GetArrayFromImage(placed), notes
 
 
-def check_parts(parts: Sequence[Part], voxel_mm3: float, where: str) -> list[str]:
+def check_parts(parts: Sequence[Part], spacing_mm: Sequence[float], where: str) -> list[str]:
     """Refuse what cannot be a pelvis; a note where one femur is absent, as where a hip was replaced.
 
+    Args:
+        parts: structures on a grid whose slices rise towards the head.
+        spacing_mm: voxel size (z, y, x).
+        where: for messages.
+
     Raises:
-        LabelError: a structure is missing, is there too often, or has less than 1 ml.
+        LabelError: a structure is missing, is there too often, or has less than 1 ml, or a femur lies above a hip bone.
     """
+    voxel_mm3 = float(np.prod(spacing_mm))
     number = Counter(part.structure for part in parts)
     for structure, paired in PAIRED.items():
         wanted = 2 if paired else 1
@@ -452,6 +460,13 @@ def check_parts(parts: Sequence[Part], voxel_mm3: float, where: str) -> list[str
                 f"{where}: '{part.named}' has {voxels} voxels, {voxels * voxel_mm3:.3g} mm^3: too little for a "
                 f"{part.structure}. Mend or remove it."
             )
+    height_mm = {part.named: float(np.nonzero(part.mask)[0].mean() * spacing_mm[0]) for part in parts}
+    for femur in (part.named for part in parts if part.structure == FEMUR):
+        for hip in (part.named for part in parts if part.structure == HIP):
+            if height_mm[femur] >= height_mm[hip]:
+                raise LabelError(
+                    f"{where}: '{femur}', a femur, lies above '{hip}', a hip bone. Say what is what by --label-names."
+                )
     return [] if number[FEMUR] == 2 else ["WARNING: one femur is absent; was this hip replaced?"]
 
 

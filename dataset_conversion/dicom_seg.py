@@ -80,7 +80,9 @@ def dicom_objects(folder: Path) -> list[DicomObject]:
     return found
 
 
-def one_series(objects: Sequence[DicomObject], sop_classes: Sequence[str], what: str, folder: Path) -> list[DicomObject]:
+def one_series(
+    objects: Sequence[DicomObject], sop_classes: Sequence[str], what: str, folder: Path
+) -> list[DicomObject]:
     """The files of the only series of these SOP classes.
 
     Raises:

@@ -172,9 +172,9 @@ def _refuse_tilt(positions_mm: np.ndarray, direction: np.ndarray, where: str) ->
     sideways = float(np.hypot(way @ direction[:3], way @ direction[3:]))
     if sideways > MOST_SHEAR * along:
         raise GeometryError(
-            f"{where}: the slices are shifted sideways by {sideways:.3g} mm over {along:.3g} mm, as by a gantry that is "
-            f"tilted by {np.rad2deg(np.arctan2(sideways, along)):.3g} degrees. Resample the series to perpendicular axes "
-            "first (dcm2niix does so)."
+            f"{where}: the slices are shifted sideways by {sideways:.3g} mm over {along:.3g} mm, as by a gantry that "
+            f"is tilted by {np.rad2deg(np.arctan2(sideways, along)):.3g} degrees. Resample the series to perpendicular "
+            "axes first."
         )
 
 

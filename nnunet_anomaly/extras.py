@@ -17,7 +17,7 @@ def import_highdicom() -> Any:
         import highdicom
     except ModuleNotFoundError as error:
         raise AnomalyError(
-            f"DICOM segmentations (SEG) need the package highdicom, and {error.name} is not installed here. Install it: "
-            "pip install 'highdicom>=0.24', or this package with its extra seg: pip install '.[seg]'."
+            f"DICOM segmentations (SEG) need the package highdicom, and {error.name} is not installed here. Install "
+            "it: pip install 'highdicom>=0.24', or this package with its extra seg: pip install '.[seg]'."
         ) from None
     return highdicom

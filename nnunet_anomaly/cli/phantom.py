@@ -152,8 +152,8 @@ def _add_hip(hip: argparse.ArgumentParser) -> None:
         type=float,
         nargs=2,
         metavar=("LEAST", "MOST"),
-        help="width of the joint spaces, drawn for every side; the default is wider than in life, for the small grid to "
-        "resolve it (default: 5 8)",
+        help="width of the joint spaces, drawn for every side; the default is wider than in life, for the small "
+        "grid to resolve it (default: 5 8)",
     )
     hip.add_argument("--nifti", action="store_true", help="write NIfTI copies of images and labels as well")
     _add_output(hip)
@@ -167,7 +167,7 @@ def _add_hip(hip: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="cases made at a time (default: 1); a case on the full grid takes FULL_GB GB",
+        help="cases made at a time (default: 1); a case on the full grid takes 4 GB",
     )
 
 

@@ -1,4 +1,4 @@
-"""DICOM objects beside a CT series of the hip phantom: a segmentation (SEG) and landmarks (SR), the same bytes each time."""
+"""DICOM objects beside the CT of the hip phantom, the same bytes each time: a segmentation (SEG) and landmarks (SR)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,6 @@ from nnunet_anomaly.phantoms.pelvis import (
     PelvisShape,
     Point,
     draw_pelvis,
-    in_mm,
     in_socket,
     pelvis_coordinates,
     pelvis_fields,
@@ -45,6 +44,7 @@ MIDDLE_MM = (0.0, 0.0, 12.0)  # of the field of view, in pelvis coordinates
 GAP_RANGE_MM = (5.0, 8.0)  # wider than in life, so that the small grid resolves it
 LOWEST_HU, HIGHEST_HU = -1024, 3071
 CORTEX_MM = {"femur": (1.8, 4.8), "hip": 1.7, "sacrum": 1.3}  # a femur's grows from the head to the shaft
+SLAB_VOXELS = 1_500_000
 HALO = 2  # slices more on either side of a slab, for slopes
 
 # what a generator of random numbers is for; never renumber: cases would change
@@ -148,7 +148,7 @@ def _by_slabs(
     size = point[0].shape
     bones = np.empty((len(LABELS), *size), dtype=np.float32)
     surroundings, signal = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.float32)
-    step = max(1, 1_500_000 // (size[1] * size[2]))
+    step = max(1, SLAB_VOXELS // (size[1] * size[2]))
     for first in range(0, size[0], step):
         part = slice(first, min(first + step, size[0]))
         wide = slice(max(0, part.start - HALO), part.stop + HALO)

@@ -5,8 +5,8 @@
     DIR/phantom.json                                          what was asked for
     DIR/CTPEL/<16 hex digits>/im_1/i0000,0000b.dcm, ...       CT slices, from the head to the feet
     DIR/CTPEL/<16 hex digits>/im_2/x0000.dcm                  landmarks (SR)
-    DIR/CTPEL/<16 hex digits>/im_3/x0000.dcm                  five binary segments (SEG): the inferior ones if asked for
-    DIR/nifti/{images, labels}/<16 hex digits>.nii.gz         the same; 1 and 2 femora (right, left), 3 and 4 hip bones, 5
+    DIR/CTPEL/<16 hex digits>/im_3/x0000.dcm                  binary segments (SEG), the inferior ones if asked for
+    DIR/nifti/{images, labels}/<16 hex digits>.nii.gz         the same, labels 1 to 5 in the order of ``SEGMENTS``
     DIR/truth/labels/<16 hex digits>.nii.gz                   accurate labels, numbered as ``pelvis.LABELS``
     DIR/truth/cases/<16 hex digits>.json, DIR/truth/joints.json      joint spaces and metal
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunet_anomaly.phantoms.fields import capsule, occupancy
-from nnunet_anomaly.phantoms.pelvis import HEAD_CENTRE, Point, SideShape, ball, neck_end
+from nnunet_anomaly.phantoms.pelvis import HEAD_CENTRE, Point, SideShape, ball, neck_end, shaft_end
 
 SCREW, REPLACEMENT = "screw", "replacement"
 KINDS = (SCREW, REPLACEMENT)
@@ -31,7 +31,7 @@ def metal_distance(kind: str, point: Point, side: SideShape) -> np.ndarray:
     if kind != REPLACEMENT:
         raise ValueError(f"kind is '{kind}'; it must be one of {', '.join(KINDS)}")
     head_ball = ball(point, HEAD_CENTRE, side.head_radius_mm - 4.0)
-    stem = capsule(point, end, end + (-9.0, 5.0, -240.0), 15.0, 12.0)
+    stem = capsule(point, end, shaft_end(side), 15.0, 12.0)
     return np.minimum(np.minimum(head_ball, capsule(point, HEAD_CENTRE, end, 8.0, 11.0)), stem)
 
 

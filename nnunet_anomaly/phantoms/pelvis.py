@@ -160,15 +160,20 @@ def neck_end(side: SideShape) -> np.ndarray:
     return np.array(HEAD_CENTRE) + side.neck_mm * np.array([np.sin(angle), 0.06, -np.cos(angle)])
 
 
+def shaft_end(side: SideShape) -> np.ndarray:
+    """A point on the axis of the femoral shaft, below any field of view."""
+    return neck_end(side) + np.array([-9.0, 5.0, -240.0])
+
+
 def _femur(point: Point, side: SideShape) -> np.ndarray:
     """Head, neck, shaft, greater and lesser trochanter."""
     end = neck_end(side)
     head = ball(point, HEAD_CENTRE, side.head_radius_mm)
     neck = capsule(point, HEAD_CENTRE, end, 14.5, 17.5)
-    shaft = capsule(point, end, end + (-9.0, 5.0, -240.0), 17.0, 14.5)
+    shaft = capsule(point, end, shaft_end(side), 17.0, 14.5)
     bone = smooth_min(smooth_min(head, neck, 7.0), shaft, 12.0)
-    bone = smooth_min(bone, ellipsoid(point, end + (9.0, 7.0, 9.0), (12.0, 16.0, 19.0)), 8.0)
-    return smooth_min(bone, ellipsoid(point, end + (-14.0, 13.0, -36.0), (9.0, 8.0, 11.0)), 8.0)
+    bone = smooth_min(bone, ellipsoid(point, end + np.array([9.0, 7.0, 9.0]), (12.0, 16.0, 19.0)), 8.0)
+    return smooth_min(bone, ellipsoid(point, end + np.array([-14.0, 13.0, -36.0]), (9.0, 8.0, 11.0)), 8.0)
 
 
 def _along_socket(point: Point) -> np.ndarray:
@@ -250,6 +255,8 @@ def pelvis_fields(
         (-1.0, shape.right, FEMUR_RIGHT, HIP_RIGHT),
     ):
         columns = np.flatnonzero((sign * x).max(axis=(0, 1)) > -ACROSS_MIDLINE_MM)
+        if not columns.size:
+            continue
         part = (slice(None), slice(None), slice(int(columns[0]), int(columns[-1]) + 1))
         own = (sign * x[part], y[part], z[part])
         bones[(femur - 1, *part)] = in_mm(_femur(own, side), spacing_mm)
