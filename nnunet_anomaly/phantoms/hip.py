@@ -43,7 +43,7 @@ FULL_GRID = (208, 320, 480)
 MIDDLE_MM = (0.0, 0.0, 12.0)  # of the field of view, in pelvis coordinates
 GAP_RANGE_MM = (5.0, 8.0)  # wider than in life, so that the small grid resolves it
 LOWEST_HU, HIGHEST_HU = -1024, 3071
-CORTEX_MM = {"femur": (1.8, 4.8), "hip": 1.7, "sacrum": 1.3}  # a femur's grows from the head to the shaft
+CORTEX_MM = {"femur": 1.8, "shaft": 4.8, "hip": 1.7, "sacrum": 1.3}
 SLAB_VOXELS = 1_500_000
 HALO = 2  # slices more on either side of a slab, for slopes
 
@@ -101,7 +101,7 @@ def make_case(
     index: int,
     implant: tuple[str, str] | None = None,
     grid: Sequence[int] = SMALL_GRID,
-    gap_range_mm: Sequence[float] = GAP_RANGE_MM,
+    gap_range_mm: tuple[float, float] = GAP_RANGE_MM,
 ) -> HipCase:
     """Make case ``index`` of a phantom.
 
@@ -171,8 +171,8 @@ def compose(
     image = fields.surroundings.copy()
     reach_mm = float(np.prod(spacing_mm)) ** (1 / 3)
     marrow = TISSUE["marrow"] * (1.0 + 0.22 * fine + 0.15 * coarse)
-    least, most = CORTEX_MM["femur"]  # type: ignore[misc]
-    femoral = np.float32(least) + np.float32(most - least) * smooth_step(-point[2], 30.0, 75.0)
+    thicker_mm = np.float32(CORTEX_MM["shaft"] - CORTEX_MM["femur"])
+    femoral = np.float32(CORTEX_MM["femur"]) + thicker_mm * smooth_step(-point[2], 30.0, 75.0)
     for label, bone in enumerate(fields.bones_mm, start=1):
         cortex_mm = femoral if label in (FEMUR_LEFT, FEMUR_RIGHT) else CORTEX_MM["hip" if label < 5 else "sacrum"]
         image += occupancy(bone, reach_mm) * (TISSUE["cortex"] - image)

@@ -96,7 +96,7 @@ class PelvisFields:
     surroundings: np.ndarray
 
 
-def draw_pelvis(rng: np.random.Generator, gap_range_mm: Sequence[float]) -> PelvisShape:
+def draw_pelvis(rng: np.random.Generator, gap_range_mm: tuple[float, float]) -> PelvisShape:
     """Draw one pelvis; its joints are between ``gap_range_mm`` wide."""
     angles = np.deg2rad(np.clip(rng.normal(0.0, 2.5, 3), -5.0, 5.0))
     shared, own = rng.normal(0.0, 3.0, (3, 6, 6, 6)), rng.normal(0.0, 0.8, (3, 6, 6, 6))
@@ -259,9 +259,10 @@ def pelvis_fields(
             continue
         part = (slice(None), slice(None), slice(int(columns[0]), int(columns[-1]) + 1))
         own = (sign * x[part], y[part], z[part])
-        bones[(femur - 1, *part)] = in_mm(_femur(own, side), spacing_mm)
-        cut = np.maximum(side.gap_mm - bones[(femur - 1, *part)], shape.symphysis_mm / 2 / shape.scale - own[0])
-        bones[(hip - 1, *part)] = np.maximum(in_mm(_hip(own, side), spacing_mm), cut)
+        femur_mm = in_mm(_femur(own, side), spacing_mm)
+        cut = np.maximum(side.gap_mm - femur_mm, shape.symphysis_mm / 2 / shape.scale - own[0])
+        bones[femur - 1][part] = femur_mm
+        bones[hip - 1][part] = np.maximum(in_mm(_hip(own, side), spacing_mm), cut)
     joint_mm = np.minimum(bones[HIP_LEFT - 1] - shape.left.gap_mm, bones[HIP_RIGHT - 1] - shape.right.gap_mm)
     bones[SACRUM - 1] = np.maximum(in_mm(_sacrum(point), spacing_mm), -joint_mm)
     return PelvisFields(bones, _surroundings(shape, point, textures, bones, spacing_mm))
