@@ -196,10 +196,10 @@ def _ilium(point: Point) -> np.ndarray:
     back = np.maximum(v - 10.0, 0.0)
     middle = 89.0 + 0.42 * (w - 30.0) - 0.45 * v - 0.010 * back * back
     slope = np.sqrt(1.0 + 0.42**2 + (0.45 + 0.020 * back) ** 2)
-    outline = ellipsoid((v, w), (8.0, 70.0), (66.0, 50.0))
+    outline = ellipsoid((v, w), (0.0, 70.0), (60.0, 50.0))
     waist = capsule((v, w), (2.0, 18.0), (10.0, 62.0), 22.0, 38.0)
     outline = smooth_min(outline, waist, 14.0)
-    half_mm = 3.6 + 3.0 * smooth_step(outline, -16.0, -2.0) + 3.0 * smooth_step(v, 30.0, 60.0)
+    half_mm = 3.6 + 3.0 * smooth_step(outline, -16.0, -2.0) + 3.0 * smooth_step(v, 25.0, 50.0)
     return smooth_max(np.abs(u - middle) / slope - half_mm, outline, 4.0)
 
 

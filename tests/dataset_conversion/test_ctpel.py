@@ -35,8 +35,8 @@ def whole_phantom(tmp_path_factory):
 
 @pytest.fixture
 def phantom(whole_phantom, tmp_path):
-    """A copy to be damaged at will."""
-    shutil.copytree(whole_phantom, tmp_path / "phantom")
+    """A copy of two cases, to be damaged at will."""
+    shutil.copytree(whole_phantom, tmp_path / "phantom", ignore=shutil.ignore_patterns(f"{NAMES[2]}*"))
     return tmp_path / "phantom"
 
 
@@ -241,7 +241,7 @@ def test_single_femur_on_the_wrong_side_is_found(phantom, raw):
 
 
 def test_label_names_of_another_numbering(phantom, raw, tmp_path):
-    for name in NAMES:
+    for name in NAMES[:2]:
         path = phantom / "nifti/labels" / f"{name}.nii.gz"
         label = sitk.ReadImage(str(phantom / "truth/labels" / f"{name}.nii.gz"))
         table = np.array([0, 3, 4, 1, 2, 9], np.uint8)
@@ -254,7 +254,7 @@ def test_label_names_of_another_numbering(phantom, raw, tmp_path):
         json.dumps({"1": "hip_left", "2": "hip_right", "3": "femur", "4": "femur", "7": None, "9": "sacrum"})
     )
     assert convert(phantom / "nifti", "--label-names", names) == 0
-    for name in NAMES:
+    for name in NAMES[:2]:
         np.testing.assert_array_equal(converted(raw, name), truth(phantom, name))
 
 
@@ -398,7 +398,7 @@ def test_damaged_case_is_named_and_the_others_go_on(phantom, raw, damage, messag
     assert list(failed) == [NAME]
     assert re.search(message, failed[NAME]), failed[NAME]
     assert NAME in failed[NAME]  # the path
-    assert load(raw, "dataset")["numTraining"] == 2
+    assert load(raw, "dataset")["numTraining"] == 1
 
 
 def test_overlaps_can_become_background(phantom, raw):
