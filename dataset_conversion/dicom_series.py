@@ -15,6 +15,8 @@ from nnunet_anomaly.errors import GeometryError, InputError
 SERIES_DESCRIPTION, LATERALITY, IMAGE_LATERALITY = "0008|103e", "0020|0060", "0020|0062"
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
 SIDES = {"L": "left", "R": "right"}
+# most that a stack of slices may lean, as a share of its length: 0.3 degrees, 1 mm over 200 mm
+MOST_SHEAR = 0.005
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def read_series(series: Series) -> sitk.Image:
 
     Raises:
         InputError: a file is damaged, or there is only one slice.
-        GeometryError: slices are missing, doubled, or not parallel.
+        GeometryError: slices are missing, doubled, not parallel, or shifted sideways.
     """
     tags = [_tags(path) for path in series.files]
     order = slice_order(
@@ -130,7 +132,7 @@ def slice_order(
 
     Raises:
         InputError: a tag is missing, or there are fewer than two slices.
-        GeometryError: slices are not parallel, or one is missing or doubled.
+        GeometryError: slices are not parallel or shifted sideways (a tilted gantry), or one is missing or doubled.
     """
     if len(names) < 2:
         raise InputError(f"{where} has one slice; a volume is needed.")
@@ -142,6 +144,7 @@ def slice_order(
         raise GeometryError(f"{where}: the slices are not parallel; more than one scan may lie in this folder.")
     places_mm = np.array(positions_mm, dtype=float) @ np.cross(directions[0, :3], directions[0, 3:])
     order = np.argsort(places_mm, kind="stable")
+    _refuse_tilt(np.array(positions_mm, dtype=float)[order], directions[0], where)
     steps_mm = np.diff(places_mm[order])
     step_mm = float(np.median(steps_mm))
     for index, this_mm in enumerate(steps_mm):
@@ -154,6 +157,25 @@ def slice_order(
                 f"{max(1, round(this_mm / step_mm) - 1)} slices are missing. Fetch them again."
             )
     return order.tolist()
+
+
+def _refuse_tilt(positions_mm: np.ndarray, direction: np.ndarray, where: str) -> None:
+    """Refuse slices that are not stacked along their normal: an image has three perpendicular axes.
+
+    Args:
+        positions_mm: (n, 3), in the order of the slices.
+        direction: (6,), of rows and columns.
+        where: the folder, for the message.
+    """
+    way = positions_mm[-1] - positions_mm[0]
+    along = abs(float(way @ np.cross(direction[:3], direction[3:])))
+    sideways = float(np.hypot(way @ direction[:3], way @ direction[3:]))
+    if sideways > MOST_SHEAR * along:
+        raise GeometryError(
+            f"{where}: the slices are shifted sideways by {sideways:.3g} mm over {along:.3g} mm, as by a gantry that "
+            f"is tilted by {np.rad2deg(np.arctan2(sideways, along)):.3g} degrees. Resample the series to perpendicular "
+            "axes first."
+        )
 
 
 def laterality(series: Series) -> tuple[str | None, list[str]]:

@@ -19,6 +19,7 @@ FORMATS = {
     "uq-akoa": ("uq_akoa", "the University of Queensland's bone, cartilage and lesion labels of OAI images"),
     "brats": ("brats", "a BraTS release of gliomas: 2019, 2020, 2021, GLI of 2023 or 2024"),
     "atlas": ("atlas", "an ATLAS release of stroke lesions: R1.1, R1.2 or 2.0"),
+    "ctpel": ("ctpel", "CTPEL, CT of the pelvis with femora, hip bones and sacrum (DICOM SEG or NIfTI)"),
     "healthy": ("healthy", "head MR of healthy people: IXI, OASIS or any folder of NIfTI files"),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLE = "nnunet-anomaly phantom knee --cases 12 --seed 1 --lesions severe -o phantom_severe -np 2"
+HIP_EXAMPLE = "nnunet-anomaly phantom hip --cases 20 --seed 1 --inferior --implant 0.1 --nifti -o phantom_hip -np 2"
 BRAIN_EXAMPLE = "nnunet-anomaly phantom brain --healthy 200 --tumours 20 --strokes 20 --seed 1 -o phantom_brain -np 2"
 
 
@@ -31,6 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "BraTS release (T1, T1ce, T2, FLAIR), with strokes as an ATLAS release, and the true brain masks and "
             "lesions. The same seed gives the same bytes.",
             epilog=f"Example:\n  {BRAIN_EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _add_hip(
+        kinds.add_parser(
+            "hip",
+            help="CT of pelves with femora, hip bones and sacrum, as the CTPEL release",
+            description="Write CT images of pelves with segmented femora, hip bones and sacrum, file for file as the "
+            "CTPEL release (DICOM with SEG; needs highdicom), and the true labels with the width of the joint spaces. "
+            "The same seed gives the same bytes.",
+            epilog=f"Example:\n  {HIP_EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
@@ -116,6 +128,49 @@ def _add_brain(brain: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_hip(hip: argparse.ArgumentParser) -> None:
+    hip.add_argument(
+        "--cases", type=int, required=True, metavar="N", help="how many pelves; pelvis i does not depend on N"
+    )
+    _add_seed(hip)
+    hip.add_argument(
+        "--inferior",
+        action="store_true",
+        help="the release's segments are inferior ones, with closed joint spaces and rough outlines; the accurate ones "
+        "are in truth/labels",
+    )
+    hip.add_argument(
+        "--implant",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the cases with metal and its streaks: in turn a screw in a femoral neck, and a femur that is "
+        "replaced and so has no label (default: 0)",
+    )
+    hip.add_argument(
+        "--gap-mm",
+        type=float,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="width of the joint spaces, drawn for every side; the default is wider than in life, for the small "
+        "grid to resolve it (default: 5 8)",
+    )
+    hip.add_argument("--nifti", action="store_true", help="write NIfTI copies of images and labels as well")
+    _add_output(hip)
+    _add_grid(
+        hip,
+        "208 x 320 x 480 voxels of 1 x 0.75 x 0.76 mm",
+        "another number of voxels over the same 208 x 240 x 364 mm (default: 64 96 112)",
+    )
+    hip.add_argument(
+        "-np",
+        type=int,
+        default=1,
+        metavar="N",
+        help="cases made at a time (default: 1); a case on the full grid takes 4 GB",
+    )
+
+
 def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
 
@@ -136,7 +191,8 @@ def run(args: argparse.Namespace) -> int:
     """Make the phantom; 1 if a case failed."""
     from nnunet_anomaly.cli.output import print_failures
 
-    outcome, advice = (_make_knee if args.phantom == "knee" else _make_brain)(args)
+    make = {"knee": _make_knee, "brain": _make_brain, "hip": _make_hip}[args.phantom]
+    outcome, advice = make(args)
     print_failures(outcome)
     print(
         f"{len(outcome.done)} cases made, {len(outcome.skipped)} were there, {len(outcome.failed)} failed: {args.o}\n"
@@ -174,3 +230,20 @@ def _make_brain(args: argparse.Namespace) -> tuple[Any, str]:
     )
     outcome = make_brain_phantom(args.o, phantom, args.np)
     return outcome, f"Brain masks and lesions: {args.o / 'truth'}"
+
+
+def _make_hip(args: argparse.Namespace) -> tuple[Any, str]:
+    from nnunet_anomaly.phantoms.hip import FULL_GRID, GAP_RANGE_MM, SMALL_GRID
+    from nnunet_anomaly.phantoms.hip_release import HipPhantom, make_hip_phantom
+
+    phantom = HipPhantom(
+        seed=args.seed,
+        cases=args.cases,
+        inferior=args.inferior,
+        implants=args.implant,
+        nifti=args.nifti,
+        grid=FULL_GRID if args.full_grid else tuple(args.grid or SMALL_GRID),  # type: ignore[arg-type]
+        gap_range_mm=tuple(args.gap_mm or GAP_RANGE_MM),  # type: ignore[arg-type]
+    )
+    outcome = make_hip_phantom(args.o, phantom, args.np)
+    return outcome, f"Next: nnunet-anomaly convert ctpel {args.o / 'CTPEL'} -d 401"

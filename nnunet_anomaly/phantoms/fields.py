@@ -39,8 +39,8 @@ def ellipsoid(point: Sequence[np.ndarray], centre: Sequence[float], radii_mm: Se
 
 def capsule(
     point: Sequence[np.ndarray],
-    start: Sequence[float],
-    end: Sequence[float],
+    start: Sequence[float] | np.ndarray,
+    end: Sequence[float] | np.ndarray,
     start_radius_mm: float,
     end_radius_mm: float | None = None,
 ) -> np.ndarray:

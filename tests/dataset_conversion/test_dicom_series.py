@@ -157,3 +157,29 @@ def test_real_oblique_series(real_data, tmp_path):
     image = read_series(pick_series(tmp_path / "echo", "DESS"))
     assert image.GetSize() == (256, 256, 24)
     np.testing.assert_allclose(image.GetSpacing(), (0.625, 0.625, 4), atol=1e-3)
+
+
+@given(
+    tilt_deg=st.one_of(st.floats(-30, -0.5), st.floats(0.5, 30)),
+    number=st.integers(2, 40),
+    step_mm=st.floats(0.5, 8),
+    start_mm=st.floats(-900, 900),
+    along_rows=st.booleans(),
+)
+def test_tilted_gantry_is_refused_with_its_angle(tilt_deg, number, step_mm, start_mm, along_rows):
+    shift = np.tan(np.deg2rad(tilt_deg))
+    heights = start_mm + step_mm * np.arange(number)
+    positions = [[z * shift, 5.0, z] if along_rows else [5.0, z * shift, z] for z in heights]
+    with pytest.raises(GeometryError, match="the slices are shifted sideways") as caught:
+        slice_order(positions, [[1, 0, 0, 0, 1, 0]] * number, ["slice"] * number, "folder")
+    said = float(str(caught.value).split("tilted by ")[1].split(" degrees")[0])
+    assert said == pytest.approx(abs(tilt_deg), rel=0.01)
+
+
+@given(angles=st.lists(st.floats(-1.5, 1.5), min_size=3, max_size=3), number=st.integers(2, 60))
+def test_oblique_stacks_along_their_normal_are_no_tilt(angles, number):
+    turn = sitk.Euler3DTransform((0.0, 0.0, 0.0), *angles).GetMatrix()
+    rows, columns, normal = np.round(np.reshape(turn, (3, 3)), 6).T
+    positions = [np.round(normal * 2.5 * index + [3, -7, 90], 4).tolist() for index in range(number)]
+    orientation = [*rows.tolist(), *columns.tolist()]
+    assert slice_order(positions, [orientation] * number, ["slice"] * number, "folder") == list(range(number))
