@@ -14,19 +14,19 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_anomaly.architectures.multi_planar import MultiPlanarUNet
+from nnunet_anomaly.augmentation.elastic import deform_elastically
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.settings import AnomalySettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
+from nnunet_anomaly.trainers.fine_tuning import FineTuning
+from nnunet_anomaly.trainers.gap_weighted import nnUNetTrainerGapWeighted
 from nnunet_anomaly.trainers.plane_loader import PlaneDataLoader
-from nnunet_anomaly.trainers.segmentation import SegmentationTrainer
 from nnunet_anomaly.views import draw_frames
 
 SUFFIX = "_multiplanar"
-# Shares of a plane's length, about MPUNet's sigma of 20 to 30 and displacements of some 8 pixels out of 250
-ELASTIC_SMOOTHNESS, ELASTIC_DISPLACEMENT = (0.08, 0.12), 0.03
 
 
-class nnUNetTrainerMultiPlanar(SegmentationTrainer):
+class nnUNetTrainerMultiPlanar(FineTuning):
     """nnU-Net's 2-D network, trained on planes of the plans' views; it predicts volumes, seen from all these views.
 
     The views are drawn once from ``anomaly.seed`` (the same for all folds), and lie in the checkpoint: planes in
@@ -111,9 +111,7 @@ class nnUNetTrainerMultiPlanar(SegmentationTrainer):
         for transform in stock.transforms:
             if isinstance(transform, SpatialTransform):
                 transform.p_rotation = transform.p_scaling = 0
-                transform.p_elastic_deform = self.settings.gap_weights.elastic_probability
-                transform.elastic_deform_scale = ELASTIC_SMOOTHNESS
-                transform.elastic_deform_magnitude = (0, ELASTIC_DISPLACEMENT * max(transform.patch_size))
+                deform_elastically(transform, self.settings.gap_weights.elastic_probability)
         return stock
 
     def get_dataloaders(self) -> tuple[Any, Any]:
@@ -171,6 +169,13 @@ class nnUNetTrainerMultiPlanar(SegmentationTrainer):
             pin_memory=self.device.type == "cuda",
             wait_time=0.002,
         )
+
+
+class nnUNetTrainerMultiPlanarGapWeighted(nnUNetTrainerMultiPlanar, nnUNetTrainerGapWeighted):
+    """The whole of Xu et al.: planes of several directions, whose cross-entropy weighs gaps between structures more.
+
+    Weights are made for the volume and sampled along with its planes.
+    """
 
 
 __getattr__ = epoch_variants(globals())

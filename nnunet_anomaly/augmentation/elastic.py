@@ -30,9 +30,7 @@ class ElasticSpatialTransform(SpatialTransform):
     def __init__(self, stock: SpatialTransform, probability: float, sample_weight: float):
         super().__init__(stock.patch_size, 0, False)
         self.__dict__.update(stock.__dict__)
-        self.p_elastic_deform = probability
-        self.elastic_deform_scale = SMOOTHING_SHARE
-        self.elastic_deform_magnitude = _largest_displacement_voxels
+        deform_elastically(self, probability)
         self.sample_weight = sample_weight
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
@@ -44,6 +42,13 @@ class ElasticSpatialTransform(SpatialTransform):
             slices = target.shape[0] // data_dict.get("nchannels_regr_trg", target.shape[0])
             target[-slices:] = self.sample_weight * (1 + target[-slices:]) - 1
         return data_dict
+
+
+def deform_elastically(transform: SpatialTransform, probability: float) -> None:
+    """Let a spatial transform deform elastically too, with this probability; all else that it draws stays as it is."""
+    transform.p_elastic_deform = probability
+    transform.elastic_deform_scale = SMOOTHING_SHARE
+    transform.elastic_deform_magnitude = _largest_displacement_voxels
 
 
 def _largest_displacement_voxels(*, patch_size: Any, dim: int, **_: Any) -> float:

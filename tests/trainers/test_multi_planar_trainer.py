@@ -1,5 +1,6 @@
 """One 2-D network, trained on planes of several directions, that predicts volumes."""
 
+import blosc2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.trainers import plane_loader
-from nnunet_anomaly.trainers.multi_planar import nnUNetTrainerMultiPlanar
+from nnunet_anomaly.trainers.multi_planar import nnUNetTrainerMultiPlanar, nnUNetTrainerMultiPlanarGapWeighted
 from nnunet_anomaly.views import draw_frames
 
 PLANS = "nnUNetMultiPlanarTinyPlans"
@@ -193,3 +194,39 @@ def test_what_does_not_fit_is_an_error(make):
         make(multi_planar__plane_pixels=26).initialize()
     with pytest.raises(SettingsError, match="views that are 60 degrees apart were not found"):
         make(multi_planar__views=9).initialize()
+
+
+def test_gap_weights_are_sampled_along_with_the_planes(planned_planar, new_trainer):
+    settings = {"gap_weights.sigma_mm": 20, "gap_weights.erosion_mm": 0, "gap_weights.elastic_probability": 0}
+    trainer = new_trainer(nnUNetTrainerMultiPlanarGapWeighted, "3d_multiplanar", plans_name=PLANS, **settings)
+    trainer.initialize()
+    dataset, _ = trainer.get_tr_and_val_datasets()
+    loader = trainer.plane_loader(dataset, None)
+    loader.read(key := dataset.identifiers[0])
+    case = loader.pool[key]
+    above_one = blosc2.open(str(dataset.maps / f"{key}.b2nd"))[:]
+    assert above_one.max() > 1
+    np.testing.assert_array_equal(case.image[0, -1], above_one[0])
+    planes = torch.stack([loader.plane_of(case, foreground=True)["image"] for _ in range(8)])
+    assert planes.shape[1] == 2
+    assert 1e-3 < planes[:, 1].max() <= above_one.max() + 1e-4
+
+
+def test_planes_with_gap_weights_train_and_the_network_does_not_see_them(planned_planar, new_trainer):
+    trainer = new_trainer(nnUNetTrainerMultiPlanarGapWeighted, "3d_multiplanar", plans_name=PLANS)
+    trainer.run_training()
+    assert trainer.num_input_channels == 1
+    assert np.isfinite(trainer.logger.get_value("train_losses", step=-1))
+
+
+def test_without_gaps_the_loss_is_the_cross_entropy(planned_planar, new_trainer):
+    settings = {"gap_weights.amplitude": 0, "gap_weights.elastic_probability": 0}
+    trainer = new_trainer(nnUNetTrainerMultiPlanarGapWeighted, "3d_multiplanar", plans_name=PLANS, **settings)
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(False)
+    logits = torch.randn(2, trainer.label_manager.num_segmentation_heads, 8, 8, requires_grad=True)
+    labels = torch.randint(0, 2, (2, 1, 8, 8))
+    loss = trainer.loss.loss.loss if hasattr(trainer.loss.loss, "loss") else trainer.loss.loss
+    with trainer.loss.weighted_by(torch.zeros(2, 1, 8, 8)):
+        found = loss(logits, labels.float())
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, labels[:, 0]))
