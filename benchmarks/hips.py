@@ -2,11 +2,11 @@
 
     python benchmarks/hips.py -o OUTPUT [--seeds 1 2] [--pretrain-epochs 4] [--epochs 3] [--test 9] [-device cpu]
 
-Pre-training on ten pelves whose labels close the joints; fine-tuning on two accurate ones; prediction of two more, which
-are corrected (here: replaced by the truth) and added; fine-tuning on four. After every step the collisions |E| of the
-test cases are counted. Arms: ours (multi-planar, weighted, pre-trained), then pre-training or weights left out, or the
-3-D U-Net instead. What is done is kept, so that the script goes on where it was stopped. ``OUTPUT/table.md`` has mean and
-SD over seeds of means over test cases, without and with the paper's post-processing.
+Pre-training on ten pelves whose labels close the joints; fine-tuning on two accurate ones; prediction of two more,
+which are corrected (here: replaced by the truth) and added; fine-tuning on four. After every step the collisions |E|
+of the test cases are counted. Arms: ours (multi-planar, weighted, pre-trained), then pre-training or weights left out,
+or the 3-D U-Net instead. What is done is kept, so that the script goes on where it was stopped. ``OUTPUT/table.md`` has
+mean and SD over seeds of means over test cases, without and with the paper's post-processing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from nnunet_anomaly.report.page import markdown_table
 PRETRAINING, FIRST, SECOND = 10, 2, 4  # cases
 INFERIOR, TWO, FOUR = "501", "502", "503"
 PLANAR, VOLUME = "nnUNetTrainerMultiPlanarGapWeighted", "nnUNetTrainerGapWeighted"
-# Joints of the phantom's small grid are 5 to 8 mm wide, and its voxels up to 3.25 mm: the paper's lengths, which are for
-# gaps of some 4 mm and voxels of 0.78 mm, grow with them.
+# Joints of the phantom's small grid are 5 to 8 mm wide, and its voxels up to 3.25 mm: the paper's lengths, which are
+# for gaps of some 4 mm and voxels of 0.78 mm, grow with them.
 WEIGHTS = {"gap_weights.sigma_mm": 6.5, "gap_weights.erosion_mm": 3.3}
 GAP_MM, COLLISION_MM = "13", "3.3"
 
