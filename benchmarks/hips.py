@@ -84,7 +84,9 @@ class Hips(Console):
         planner = ("-pl", self.args.planner, *configurations, "-np", "2", "2")
         self.call("nnUNetv2_plan_and_preprocess", "-d", INFERIOR, *planner)
         for dataset in (TWO, FOUR):
+            # its own plans are not used, but preprocessing looks for the dataset.json that planning puts beside them
             self.call("nnUNetv2_extract_fingerprint", "-d", dataset)
+            self.call("nnUNetv2_plan_experiment", "-d", dataset, "-pl", self.args.planner)
             plans = ("-sp", self.plans, "-tp", self.plans)
             self.call("nnUNetv2_move_plans_between_datasets", "-s", INFERIOR, "-t", dataset, *plans)
             self.call("nnUNetv2_preprocess", "-d", dataset, "-plans_name", self.plans, *configurations, "-np", "2", "2")
