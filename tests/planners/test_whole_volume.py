@@ -1,6 +1,8 @@
 """Plans in which one patch holds every image whole."""
 
 import json
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -67,6 +69,7 @@ def test_the_largest_brain_fills_the_volume_and_the_smallest_fits(planner):
     assert {"3d_fullres", "2d", "3d_inpainting", "2d_inpainting"} < set(plans["configurations"])
 
 
+@pytest.mark.filterwarnings("ignore:3d_whole of 96 voxels")
 def test_another_size_by_name_and_a_smaller_batch_by_memory(planner):
     shapes, spacings_mm = [[100, 100, 100]], [[1, 1, 1]]
     plans = planner(whole_volume.nnUNetPlannerWholeVolume_96voxels, shapes, spacings_mm, memory_gb=24)
@@ -81,6 +84,25 @@ def test_another_size_by_name_and_a_smaller_batch_by_memory(planner):
     for wrong in ("nnUNetPlannerWholeVolume_50voxels", "nnUNetPlannerHalfVolume"):
         with pytest.raises(AttributeError):
             getattr(whole_volume, wrong)
+
+
+def test_a_size_above_the_memory_target_is_warned_of_and_one_that_fits_is_named(planner):
+    cases = [[190, 190, 190]], [[1, 1, 1]]
+    with pytest.warns(UserWarning, match=r"192 voxels .* about 11\.0 GB with a batch of 2, .* target is 8 GB") as said:
+        planner(whole_volume.nnUNetPlannerWholeVolume_192voxels, *cases)
+    (fitting,) = re.findall(r"nnUNetPlannerWholeVolume_(\d+)voxels stays below", str(said[0].message))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        planner(getattr(whole_volume, f"nnUNetPlannerWholeVolume_{fitting}voxels"), *cases)
+    with pytest.warns(UserWarning, match="voxels stays below it"):
+        planner(getattr(whole_volume, f"nnUNetPlannerWholeVolume_{int(fitting) + 16}voxels"), *cases)
+    with pytest.warns(UserWarning, match="No size stays below it"):
+        planner(nnUNetPlannerWholeVolume, *cases, memory_gb=0.001)
+
+
+def test_a_size_that_no_image_has_is_refused(planner):
+    with pytest.raises(InputError, match="nnUNetPlannerWholeVolume_1000000voxels: 1000000 voxels are too many; 512"):
+        planner(whole_volume.nnUNetPlannerWholeVolume_1000000voxels, [[190, 190, 190]], [[1, 1, 1]])
 
 
 def test_stages_leave_four_voxels_or_more():
