@@ -86,23 +86,34 @@ def test_another_size_by_name_and_a_smaller_batch_by_memory(planner):
             getattr(whole_volume, wrong)
 
 
-def test_a_size_above_the_memory_target_is_warned_of_and_one_that_fits_is_named(planner):
-    cases = [[190, 190, 190]], [[1, 1, 1]]
-    with pytest.warns(UserWarning, match=r"192 voxels .* about 11\.0 GB with a batch of 2, .* target is 8 GB") as said:
-        planner(whole_volume.nnUNetPlannerWholeVolume_192voxels, *cases)
+def test_a_size_above_the_memory_target_is_warned_of(planner):
+    with pytest.warns(UserWarning, match=r"192 voxels .* about 11\.0 GB with a batch of 2, .* target is 8 GB"):
+        planner(whole_volume.nnUNetPlannerWholeVolume_192voxels, [[190, 190, 190]], [[1, 1, 1]])
+
+
+def unplanned(voxels, memory_gb=8):
+    made = nnUNetPlannerWholeVolume.__new__(nnUNetPlannerWholeVolume)
+    made.voxels, made.UNet_vram_target_GB = voxels, memory_gb
+    return made
+
+
+def test_the_warning_of_memory_names_the_largest_size_that_fits():
+    with pytest.warns(UserWarning) as said:
+        unplanned(192).warn_of_memory(2)
     (fitting,) = re.findall(r"nnUNetPlannerWholeVolume_(\d+)voxels stays below", str(said[0].message))
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        planner(getattr(whole_volume, f"nnUNetPlannerWholeVolume_{fitting}voxels"), *cases)
-    with pytest.warns(UserWarning, match="voxels stays below it"):
-        planner(getattr(whole_volume, f"nnUNetPlannerWholeVolume_{int(fitting) + 16}voxels"), *cases)
+        warnings.simplefilter("error")
+        unplanned(int(fitting)).warn_of_memory(2)
+    with pytest.warns(UserWarning, match=f"_{fitting}voxels stays below it"):
+        unplanned(int(fitting) + 16).warn_of_memory(2)
     with pytest.warns(UserWarning, match="No size stays below it"):
-        planner(nnUNetPlannerWholeVolume, *cases, memory_gb=0.001)
+        unplanned(64, memory_gb=0.001).warn_of_memory(2)
 
 
-def test_a_size_that_no_image_has_is_refused(planner):
-    with pytest.raises(InputError, match="nnUNetPlannerWholeVolume_1000000voxels: 1000000 voxels are too many; 512"):
-        planner(whole_volume.nnUNetPlannerWholeVolume_1000000voxels, [[190, 190, 190]], [[1, 1, 1]])
+def test_a_size_that_no_image_has_is_refused():
+    assert unplanned(512).size == 512
+    with pytest.raises(InputError, match="1000000 voxels are too many; 512"):
+        _ = unplanned(1_000_000).size
 
 
 def test_stages_leave_four_voxels_or_more():
