@@ -172,12 +172,13 @@ def with_brain_masks(cases: Sequence[Case], options: BrainOptions) -> list[Case]
     for path in nifti_files(options.masks):
         if path.resolve() not in images:
             files.setdefault(case_name(path), []).append(path)
-    found = {case.case_id: _masks_of(case, files) for case in cases}
+    named = {case.case_id: _named_like_masks_of(case, files) for case in cases}
+    found = {name: paths if len(paths) < 2 else list(filter(_may_be_a_mask, paths)) for name, paths in named.items()}
     claims = Counter(path for paths in found.values() for path in paths)
-    return [_with_brain_mask(case, found[case.case_id], claims, options.masks) for case in cases]
+    return [_with_brain_mask(case, found[case.case_id], named[case.case_id], claims, options.masks) for case in cases]
 
 
-def _masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
+def _named_like_masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
     """Files that are named like a mask of a case or of one of its images; images that lie beside masks are none."""
     stems = {case.case_id, *(case_name(path) for role, path in case.sources.items() if not role.startswith("lesion"))}
     found = {
@@ -187,7 +188,7 @@ def _masks_of(case: Case, files: Mapping[str, list[Path]]) -> list[Path]:
         if not any(stem + other in files for other in IMAGES_BESIDE.get(suffix, ()))
         for path in files.get(stem + suffix, [])
     }
-    return sorted(found if len(found) < 2 else filter(_may_be_a_mask, found))
+    return sorted(found)
 
 
 def _may_be_a_mask(path: Path) -> bool:
@@ -201,15 +202,27 @@ def _may_be_a_mask(path: Path) -> bool:
     return bool(np.isin(voxels, (voxels.min(), voxels.max())).all())
 
 
-def _with_brain_mask(case: Case, masks: list[Path], claims: Mapping[Path, int], folder: Path) -> Case:
-    """The case with its one mask, or with what is wrong; visits whose images have one name cannot share a mask."""
+def _with_brain_mask(
+    case: Case, masks: list[Path], named: list[Path], claims: Mapping[Path, int], folder: Path
+) -> Case:
+    """The case with its one mask, or with what is wrong; visits whose images have one name cannot share a mask.
+
+    Args:
+        case: without a mask.
+        masks: files that may be its mask.
+        named: these, and those that are named like it but have the values of an image.
+        claims: number of cases that a file may be the mask of.
+        folder: of all masks.
+    """
     if len(masks) == 1 and claims[masks[0]] == 1:
         return _having_mask(case, masks[0], folder)
     if len(masks) == 1:
         problem = f"its brain mask {masks[0]} could be of {claims[masks[0]]} cases; name it {case.case_id}.nii.gz"
     else:
-        found = ", ".join(path.relative_to(folder).as_posix() for path in masks) or f"none like {case.case_id}.nii.gz"
-        problem = f"one brain mask is needed in {folder}; found: {found}"
+        found = ", ".join(path.relative_to(folder).as_posix() for path in masks or named)
+        if named and not masks:
+            found += ", which have more than two values: they are images. A mask has 0 and 1"
+        problem = f"one brain mask is needed in {folder}; found: {found or f'none like {case.case_id}.nii.gz'}"
     return replace(case, problem=case.problem or problem)
 
 

@@ -103,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--year",
         choices=["2023", "2024"],
-        help="of a GLI release of which no folder is named as BraTS2023 or BraTS2024: they are alike, but 2024 has "
-        "resection cavities",
+        help="of a GLI release where no folder, in it or above it, is named as BraTS2023 or BraTS2024: they are alike, "
+        "but 2024 has resection cavities",
     )
     parser.add_argument(
         "--target",
@@ -199,7 +199,7 @@ def folders_in(release: Path) -> Iterator[Path]:
 
 
 def which_release(release: Path, folders: Mapping[str, Sequence[Path]], year: str | None) -> str:
-    """Year of a release from the names of its cases and, for 2023 and 2024, of the folders above them.
+    """Year of a release from the names of its cases and, for 2023 and 2024, of folders above them.
 
     Raises:
         InputError: see ``list_cases``.
@@ -217,20 +217,30 @@ def which_release(release: Path, folders: Mapping[str, Sequence[Path]], year: st
     if year is not None and year not in years:
         raise InputError(f"--year is {year}, but the cases in {release} are named as in BraTS {'/'.join(years)}.")
     if len(years) > 1:
-        above = {part for paths in folders.values() for path in paths for part in _parts(path, release)[:-1]}
-        said = frozenset(match["year"] for name in above for match in YEAR_IN_NAME.finditer(name))
+        said = _years_by_folders(release, folders)
+        names = ", ".join(sorted(set(said.values())))
         if year is not None and said and year not in said:
             raise InputError(
-                f"--year is {year}, but the folder's name says {'/'.join(sorted(said))}. Correct one of them."
+                f"--year is {year}, but a folder's name says {'/'.join(said)}: {names}. Correct one of them."
             )
-        years = said if year is None else frozenset({year})
-        if len(years) != 1:
+        if year is None and len(said) != 1:
+            why = f"names of folders say both ({names})" if said else "no folder is named as BraTS2023 or BraTS2024"
             raise InputError(
-                f"{release}: BraTS GLI of 2023 and of 2024 look alike, and no folder that is named as BraTS2023 "
-                "or BraTS2024 tells which this is. Give --year 2023 or --year 2024; in 2024 label 4 is the resection "
-                "cavity."
+                f"{release}: BraTS GLI of 2023 and of 2024 look alike, and {why}. Give --year 2023 or --year 2024; in "
+                "2024 label 4 is the resection cavity."
             )
+        years = frozenset(said)
     return year or next(iter(years))
+
+
+def _years_by_folders(release: Path, folders: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """Years, ascending, with a folder that is named for each: between release and cases, else the nearest one above."""
+    between = {part for paths in folders.values() for path in paths for part in _parts(path, release)[:-1]}
+    for names in (sorted(between), *([parent.name] for parent in release.resolve().parents)):
+        found = {match["year"]: name for name in names for match in YEAR_IN_NAME.finditer(name)}
+        if found:
+            return dict(sorted(found.items()))
+    return {}
 
 
 def _parts(path: Path, release: Path) -> tuple[str, ...]:

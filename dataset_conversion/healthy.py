@@ -110,17 +110,23 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
     """
     not_an_image = "mask" if masks is None else tuple(suffix for suffix in MASK_SUFFIXES if suffix)
     inner = masks if masks is not None and masks.resolve() != release.resolve() else None
-    files = [
+    fitting = [
         path
         for path in nifti_files(release)
-        if path.match(pattern)
-        and not case_name(path).endswith(not_an_image)
-        and (inner is None or not path.resolve().is_relative_to(inner.resolve()))
+        if path.match(pattern) and (inner is None or not path.resolve().is_relative_to(inner.resolve()))
     ]
+    names = set(map(case_name, fitting))
+    # X_bet is the mask or the stripped image of X; where there is no X it is an image like any other
+    is_mask = {
+        name: name.endswith(not_an_image) and (not name.endswith("_bet") or name.removesuffix("_bet") in names)
+        for name in names
+    }
+    files = [path for path in fitting if not is_mask[case_name(path)]]
     if not files:
         analyze = next((path for path in release.rglob("*.img") if not path.name.startswith(".")), None)
         advice = f" {analyze} is of Analyze format: convert such files to NIfTI first." if analyze else ""
-        raise InputError(f"{release} has no NIfTI image that fits '{pattern}'.{advice}")
+        left_out = f" Left out, as they are named like masks: {some_of(sorted(names))}." if names else ""
+        raise InputError(f"{release} has no NIfTI image that fits '{pattern}'.{left_out}{advice}")
     number = Counter(map(case_name, files))
     cases = [_case(path, release, number[case_name(path)] > 1) for path in files]
     number = Counter(case.case_id for case in cases)
@@ -133,16 +139,17 @@ def list_cases(release: Path, pattern: str, masks: Path | None) -> list[Case]:
 def check_visits(cases: Sequence[Case], by_name: Sequence[Case], release: Path) -> None:
     """Raise an ``InputError`` where a subject's visit has several images: they may well be of different sequences.
 
-    Of subjects that the names tell; a table of subjects knows better.
+    Those are one subject that are one by their names and, where there is a table of subjects, by the table too: it
+    tells apart people whose names are alike. Names that tell no subject are not compared.
 
     Args:
         cases: with subjects by the table, where there is one.
         by_name: the same in this order, with subjects by their names.
         release: for the message.
     """
-    told = [case for case, named in zip(cases, by_name, strict=True) if case.subject == named.subject]
-    visits = Counter((case.subject, case.visit) for case in told)
-    doubled = [case.case_id for case in told if visits[case.subject, case.visit] > 1]
+    visits = [(case.subject, named.subject, case.visit) for case, named in zip(cases, by_name, strict=True)]
+    number = Counter(visits)
+    doubled = [case.case_id for case, visit in zip(cases, visits, strict=True) if number[visit] > 1]
     if doubled:
         raise InputError(
             f"{release} has more than one image of the same visit of a subject: {some_of(doubled)}. Choose one "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nnunet_anomaly.settings import AnomalySettings
 
 SMALLEST_BATCH, BATCH_BY_MEMORY = 2, 8
 STEP = 16  # of sizes
+LARGEST = 512  # voxels along an axis: no head scan has more, and no GPU holds as much in training
 _VARIANT = re.compile(r"nnUNetPlannerWholeVolume_(?:([1-9]\d*)voxels|byMemory)")
 
 
@@ -40,7 +42,8 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
     along nnU-Net's first axis, which are axial ones where voxels are cubes or thickest from feet to head.
     Another size by the planner's name, in steps of 16: ``nnUNetPlannerWholeVolume_96voxels``, or
     ``nnUNetPlannerWholeVolume_byMemory`` for the largest at which nnU-Net's memory target holds a batch of 8.
-    Stages, length of the code and batch size follow from the size.
+    Stages, length of the code and batch size follow from the size. Where even a batch of 2 is
+    more than nnU-Net's memory target, a warning names a size that fits.
     """
 
     voxels: int | None = 64  # None: by memory
@@ -72,8 +75,14 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
 
     @cached_property
     def size(self) -> int:
-        """Voxels along every axis: as the planner's name says, else by memory, but never more than the data have."""
+        """Voxels along every axis: as the planner's name says, else by memory, but never more than the data have.
+
+        Raises:
+            InputError: the name says more than any image has.
+        """
         if self.voxels is not None:
+            if self.voxels > LARGEST:
+                raise InputError(f"{type(self).__name__}: {self.voxels} voxels are too many; {LARGEST} are the most.")
             return self.voxels
         most = (np.array(self.dataset_fingerprint["shapes_after_crop"]) * self.room).max()
         size = max(STEP, STEP * math.ceil(most / STEP))
@@ -122,6 +131,7 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
         batch_size = settings.vae.batch_size
         while self.memory_gb(self.size, batch_size) > self.UNet_vram_target_GB and batch_size > SMALLEST_BATCH:
             batch_size //= 2
+        self.warn_of_memory(batch_size)
         return settings.with_values(
             {
                 "vae.orientation": orientation,
@@ -132,6 +142,20 @@ class nnUNetPlannerWholeVolume(nnUNetPlannerAnomaly):
                 "vae.latent_size_2d": self.latent_size(settings.vae.latent_size_2d, 2),
                 "vae.latent_size_3d": self.latent_size(settings.vae.latent_size_3d, 3),
             }
+        )
+
+    def warn_of_memory(self, batch_size: int) -> None:
+        """Warn where the estimate is above the memory target, and say which size is not."""
+        needed_gb, target_gb = self.memory_gb(self.size, batch_size), self.UNet_vram_target_GB
+        if needed_gb <= target_gb:
+            return
+        smaller = range(self.size - STEP, 0, -STEP)
+        fitting = next((size for size in smaller if self.memory_gb(size, SMALLEST_BATCH) <= target_gb), None)
+        advice = "No size stays" if fitting is None else f"nnUNetPlannerWholeVolume_{fitting}voxels stays"
+        warnings.warn(
+            f"3d{WHOLE_SUFFIX} of {self.size} voxels along every axis takes about {needed_gb:.1f} GB with a batch of "
+            f"{batch_size}, and the memory target is {target_gb:g} GB (-gpu_memory_target). {advice} below it.",
+            stacklevel=2,
         )
 
     def memory_gb(self, size: int, batch_size: int) -> float:

@@ -91,7 +91,7 @@ def median_filter(residual: np.ndarray, radius_mm: float, spacing_mm: Sequence[f
     """
     import SimpleITK as sitk
 
-    reach = [int(radius_mm * (1 + 1e-6) / size_mm) for size_mm in spacing_mm]
+    reach = median_reach_voxels(radius_mm, spacing_mm)
     box = bounding_box(residual != 0, reach)
     result = residual.copy()
     if box is not None and any(reach):
@@ -100,6 +100,11 @@ def median_filter(residual: np.ndarray, radius_mm: float, spacing_mm: Sequence[f
         inner = tuple(slice(voxels, size - voxels) for voxels, size in zip(reach, padded.shape, strict=True))
         result[box] = sitk.GetArrayViewFromImage(image)[inner]
     return result
+
+
+def median_reach_voxels(radius_mm: float, spacing_mm: Sequence[float]) -> tuple[int, ...]:
+    """How far the median's window reaches to both sides along every axis; 0 where voxels are larger than the radius."""
+    return tuple(int(radius_mm * (1 + 1e-6) / size_mm) for size_mm in spacing_mm)
 
 
 def drop_small_components(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--median-radius-mm",
         type=float,
-        help="reach of the median's window to every side: 2 is 5 voxels of 1 mm (default: 2.0; 0: no median)",
+        help="reach of the median's window to every side: 2 is 5 voxels of 1 mm; voxels that are larger it does not "
+        "reach, and a warning says so (default: 2.0; 0: no median)",
     )
     parser.add_argument(
         "--min-volume-mm3", type=float, help="drop smaller components of what scores at least --component-threshold"
@@ -55,14 +57,18 @@ def filters_of(args: argparse.Namespace) -> ResidualFilters:
 def run(args: argparse.Namespace) -> int:
     """Filter every error map of the folder."""
     from nnunet_anomaly.label_maps import files_by_case
-    from nnunet_anomaly.workflow.filter_residuals import filter_maps
+    from nnunet_anomaly.workflow.filter_residuals import ENDING, filter_maps, median_reach, median_warning
 
     if args.i.resolve() == args.o.resolve():
         raise InputError(f"{args.i} is input and output; name another output folder, so that nothing is lost.")
     maps = files_by_case(args.i, args.channel)
     if not maps:
         raise InputError(f"{args.i} holds no error map (.nii.gz, .nii, .nrrd, .mha; see --channel).")
-    outcome = filter_maps(maps, files_by_case(args.m), args.mask_labels, args.o, filters_of(args), args.np)
+    filters = filters_of(args)
+    outcome = filter_maps(maps, files_by_case(args.m), args.mask_labels, args.o, filters, args.np)
     print(f"{len(outcome.done)} done, {len(outcome.skipped)} were there already, {len(outcome.failed)} failed.")
+    finished = (args.o / f"{case}{ENDING}" for case in (*outcome.done, *outcome.skipped))
+    if said := median_warning(median_reach(finished, filters), filters):
+        print(f"Warning: {said}", file=sys.stderr)
     print_failures(outcome)
     return outcome.exit_code

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +58,7 @@ class Source(NamedTuple):
 
     def files(self) -> dict[str, Path]:
         """Map of every case."""
-        return files_by_case(self.folder, None if self.filters else self.channel)
+        return files_by_case(self.folder, self.channel)
 
     def conditions(self, args: argparse.Namespace) -> dict[str, Any]:
         """What decides on a method's scores and where they are looked at: a threshold holds for no other."""
@@ -82,6 +82,8 @@ class Cohort:
         jobs: files by method and case, of those that can be evaluated.
         outcome: what became of them, by "method: case".
         without_reference: by method, maps of cases that have no lesion mask; named and left out.
+        median_reaches_voxels: of the median's window along x, y and z, wherever they differ.
+        filter_warnings: what the filters do not do.
     """
 
     folder: Path
@@ -90,6 +92,8 @@ class Cohort:
     jobs: dict[tuple[str, str], CaseFiles]
     outcome: Outcome
     without_reference: dict[str, list[str]]
+    median_reaches_voxels: list[tuple[int, ...]] = field(default_factory=list)
+    filter_warnings: list[str] = field(default_factory=list)
 
     def record(self, method: str, case: str, kind: str = "cases") -> Path:
         """Where the figures of one case are kept, so that a later run need not repeat it."""
@@ -128,7 +132,7 @@ def find_cohort(
     mask_folder: Path | None,
     baseline: Path | None,
 ) -> Cohort:
-    """Files of every method and case; error maps are filtered first where that is asked for.
+    """Files of every method and case, all but filtered maps (``add_filtered_maps``); nothing is written.
 
     Raises:
         InputError: there is nothing to evaluate.
@@ -136,17 +140,16 @@ def find_cohort(
     truths = files_by_case(references)
     masks = files_by_case(mask_folder) if mask_folder else {}
     methods = {name: Source(path, args.channel) for name, path in zip(names, predictions, strict=True)}
-    outcome = Outcome()
     for name in names if filters_on(args) else ():
-        methods[f"{name}{FILTERED}"] = _filter(args, methods[name], truths, masks, folder, name, outcome)
+        source = Source(folder / "filtered" / name, args.channel, filters=filters_of(args))
+        methods[f"{name}{FILTERED}"] = source
     for name, sign in BASELINES.items():
         if baseline and (sign > 0 or args.baseline_dark):
             methods[name] = Source(baseline, args.baseline_channel, sign)
-    maps = {name: source.files() for name, source in methods.items()}
+    maps = {name: source.files() for name, source in methods.items() if not source.filters}
+    outcome = Outcome()
     jobs: dict[tuple[str, str], CaseFiles] = {}
-    missing = Outcome()
-    add_missing(missing, truths, maps, {name: source.folder for name, source in methods.items()})
-    outcome.failed = missing.failed | outcome.failed
+    add_missing(outcome, truths, maps, {name: source.folder for name, source in methods.items()})
     for method, files in maps.items():
         for case in (case for case in truths if case in files):
             if mask_folder and case not in masks:
@@ -158,31 +161,48 @@ def find_cohort(
         folders = ", ".join(str(path) for path in (*predictions, mask_folder) if path)
         raise InputError(f"No case of {references} has its files in {folders}.")
     without = {
-        name: sorted(set(files) - set(truths)) for name, files in maps.items() if not methods[name].baseline_sign
+        name: sorted(set(maps.get(name, ())) - set(truths))
+        for name, source in methods.items()
+        if not source.baseline_sign
     }
     return Cohort(folder, truths, methods, jobs, outcome, without)
 
 
-def _filter(
-    args: argparse.Namespace,
-    source: Source,
-    truths: Mapping[str, Path],
-    masks: Mapping[str, Path],
-    folder: Path,
-    name: str,
-    outcome: Outcome,
-) -> Source:
-    """Filter the maps of a method; its filtered twin."""
-    from nnunet_anomaly.workflow.filter_residuals import filter_maps
+def add_filtered_maps(cohort: Cohort, args: argparse.Namespace) -> None:
+    """Filter the maps of every method that is shown with filters too, and add them to what is evaluated.
 
-    target = folder / "filtered" / name
-    filters = filters_of(args)
-    maps = {case: path for case, path in source.files().items() if case in truths}
-    remove_maps(target, maps)
-    filtered = filter_maps(maps, masks, args.mask_labels, target, filters, args.np)
+    Filtered maps of an earlier run are overwritten: call it when nothing can be refused any more.
+    """
+    for method, source in cohort.methods.items():
+        if source.filters:
+            _filter(cohort, method, source, args)
+    places = {method: place for place, method in enumerate(cohort.methods)}
+    cohort.jobs = dict(sorted(cohort.jobs.items(), key=lambda item: places[item[0][0]]))
+
+
+def _filter(cohort: Cohort, method: str, source: Source, args: argparse.Namespace) -> None:
+    """Filter the maps of a method; its filtered twin fails where they are missing, and where filtering fails."""
+    from nnunet_anomaly.workflow.filter_residuals import ENDING, filter_maps, median_reach, median_warning
+
+    assert source.filters is not None
+    plain = method.removesuffix(FILTERED)
+    files = cohort.finished(plain)
+    for case in cohort.references:
+        if case not in files:
+            cohort.outcome.failed[f"{method}: {case}"] = cohort.outcome.failed[f"{plain}: {case}"]
+    maps = {case: each.scores for case, each in files.items()}
+    masks = {case: each.mask for case, each in files.items() if each.mask is not None}
+    remove_maps(source.folder, maps)
+    filtered = filter_maps(maps, masks, args.mask_labels, source.folder, source.filters, args.np)
     advice = "" if args.filters else " (--no-filters leaves the filters out.)"
-    outcome.failed.update({f"{name}{FILTERED}: {case}": reason + advice for case, reason in filtered.failed.items()})
-    return Source(target, source.channel, filters=filters)
+    cohort.outcome.failed.update({f"{method}: {case}": reason + advice for case, reason in filtered.failed.items()})
+    done = {case: source.folder / f"{case}{ENDING}" for case in maps if case not in filtered.failed}
+    for case, path in done.items():
+        cohort.jobs[method, case] = files[case]._replace(scores=path)
+    reach = median_reach(done.values(), source.filters)
+    cohort.median_reaches_voxels = sorted({*cohort.median_reaches_voxels, *reach.values()})
+    if (said := median_warning(reach, source.filters)) and said not in cohort.filter_warnings:
+        cohort.filter_warnings.append(said)
 
 
 def refuse_common_cases(cohort: Cohort, validation_cases: Sequence[str], args: argparse.Namespace) -> None:

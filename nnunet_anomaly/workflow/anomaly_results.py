@@ -64,8 +64,9 @@ class Results:
 
     @property
     def warnings(self) -> list[str]:
-        """Thresholds that say nothing."""
-        return [f"{method}, {text}" for method, kinds in self.thresholds.items() for text in warnings_of(kinds)]
+        """Thresholds that say nothing, and filters that do nothing."""
+        thresholds = [f"{method}, {text}" for method, kinds in self.thresholds.items() for text in warnings_of(kinds)]
+        return thresholds + self.cohort.filter_warnings
 
     # --- cases
 

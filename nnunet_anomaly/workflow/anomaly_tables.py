@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import asdict
 from typing import Any
 
 from nnunet_anomaly import __version__
+from nnunet_anomaly.cli.filter_residuals import filters_of
 from nnunet_anomaly.evaluation.anomaly import DEFINITIONS
 from nnunet_anomaly.evaluation.cohort import json_safe, save_table
 from nnunet_anomaly.evaluation.lesions import FROC_RATES, third_order_fit
@@ -14,6 +16,7 @@ from nnunet_anomaly.evaluation.score_histogram import HISTOGRAM_DEFINITIONS
 from nnunet_anomaly.evaluation.thresholds import THRESHOLD_DEFINITIONS
 from nnunet_anomaly.files import save_json
 from nnunet_anomaly.workflow.anomaly_cases import AT_THRESHOLDS, BOUNDS, PER_CASE
+from nnunet_anomaly.workflow.anomaly_cohort import filters_on
 from nnunet_anomaly.workflow.anomaly_results import Results
 from nnunet_anomaly.workflow.anomaly_thresholds import FROC_VOXEL_RATES
 
@@ -110,6 +113,8 @@ def save_summary(args: argparse.Namespace, results: Results) -> None:
             "component_overlap": args.component_overlap,
             "lesion_size_edges_mm3": results.edges_mm3,
             "pooled_by": results.pooled_by,
+            "filters": asdict(filters_of(args)) if filters_on(args) else None,
+            "median_reaches_voxels": results.cohort.median_reaches_voxels,
         },
         "methods": {name: str(source.folder) for name, source in results.cohort.methods.items()},
         "results": {method: _figures_of_method(results, method) for method in results.thresholds},

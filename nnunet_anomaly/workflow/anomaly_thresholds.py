@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nnunet_anomaly.cli.output import print_failures
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.evaluation.anomaly import count_healthy, split_scores
 from nnunet_anomaly.evaluation.thresholds import (
+    THRESHOLD_DEFINITIONS,
     FoundThreshold,
     check_lesions,
     greedy_levels,
@@ -96,21 +98,44 @@ def load_thresholds(cohort: Cohort, args: argparse.Namespace) -> dict[str, Any]:
     """
     content = load_json(args.threshold_file)
     methods = content.get("methods") if isinstance(content, dict) else None
-    if not isinstance(methods, dict):
-        raise InputError(f"{args.threshold_file} is no thresholds.json that evaluate-anomaly wrote.")
+    if not isinstance(methods, dict) or not all(isinstance(found, dict) for found in methods.values()):
+        raise _not_ours(args.threshold_file)
     for method, source in cohort.methods.items():
         if method in BASELINES and method not in methods:
             continue
-        found = methods.get(method)
-        if not isinstance(found, dict):
+        if method not in methods:
             advice = "give --no-filters" if method.endswith(FILTERED) else "see --names"
             known = ", ".join(methods)
             raise InputError(f"{args.threshold_file} has no thresholds for '{method}', only for {known}; {advice}.")
+        found = methods[method]
         if not {"cases", "conditions", "thresholds"} <= set(found):
             raise InputError(f"{args.threshold_file} does not say what its thresholds hold for: search them again.")
+        if not _is_sound(**{name: found[name] for name in ("cases", "conditions", "thresholds")}):
+            raise _not_ours(args.threshold_file)
         _refuse_other_conditions(method, found["conditions"], source.conditions(args), args.threshold_file)
         refuse_common_cases(cohort, found["cases"], args)
     return methods
+
+
+def _not_ours(threshold_file: Path) -> InputError:
+    return InputError(f"{threshold_file} is no thresholds.json that evaluate-anomaly wrote, or it was changed.")
+
+
+def _is_sound(cases: Any, conditions: Any, thresholds: Any) -> bool:
+    """Whether what a file says of a method has the form that ``search_thresholds`` gives it."""
+    return (
+        isinstance(cases, list)
+        and all(isinstance(case, str) for case in cases)
+        and isinstance(conditions, dict)
+        and isinstance(thresholds, dict)
+        and set(thresholds) <= set(THRESHOLD_DEFINITIONS) - {"oracle"}
+        and all(
+            isinstance(values, dict)
+            and set(values) == {field.name for field in fields(FoundThreshold)}
+            and all(type(value) in (int, float) and math.isfinite(value) for value in values.values())
+            for values in thresholds.values()
+        )
+    )
 
 
 def _refuse_other_conditions(

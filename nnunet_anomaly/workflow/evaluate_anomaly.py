@@ -21,6 +21,7 @@ from nnunet_anomaly.workflow.anomaly_cohort import (
     BASELINES,
     FILTERED,
     Cohort,
+    add_filtered_maps,
     filters_on,
     find_cohort,
     refuse_common_cases,
@@ -48,11 +49,14 @@ def evaluate(args: argparse.Namespace) -> int:
         folders = (args.validation_pred, args.validation_mask, args.validation_baseline)
         validation = find_cohort(args, names, args.o / "validation", args.validation_ref, *folders)
         refuse_common_cases(cohort, list(validation.references), args)
+        add_filtered_maps(validation, args)
+        cohort.filter_warnings += validation.filter_warnings
         searched = search_thresholds(validation, args)
         save_json({"methods": searched}, args.o / "thresholds.json")
         outcomes.append(validation.outcome)
     elif args.threshold_file:
         searched = load_thresholds(cohort, args)
+    add_filtered_maps(cohort, args)
     results = _pass_over(cohort, searched, args)
     _remove_stale(args, names)
     if results.thresholds:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from nnunet_anomaly import __version__
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import Outcome, is_up_to_date, made_from, read_image, run_cases, save_json, save_volume
 from nnunet_anomaly.label_maps import read_region, spacing_zyx_mm
-from nnunet_anomaly.postprocessing.residual_filters import ResidualFilters, filter_residual
+from nnunet_anomaly.postprocessing.residual_filters import ResidualFilters, filter_residual, median_reach_voxels
 
 ENDING = ".nii.gz"
 SETTINGS = "filters.json"
@@ -50,6 +51,41 @@ def filter_maps(
             (output / f"{case}{ENDING}").unlink(missing_ok=True)
             outcome.failed[case] = "There is no mask for this case."
     return outcome
+
+
+def median_reach(paths: Iterable[Path], filters: ResidualFilters) -> dict[tuple[float, ...], tuple[int, ...]]:
+    """Reach of the median's window by voxel size (mm), from the headers of filtered maps; both along x, y and z."""
+    import SimpleITK as sitk
+
+    sizes_mm = set()
+    reader = sitk.ImageFileReader()
+    for path in paths:
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        sizes_mm.add(tuple(round(size_mm, 6) for size_mm in reader.GetSpacing()))
+    return {sizes: median_reach_voxels(filters.median_radius_mm, sizes) for sizes in sorted(sizes_mm)}
+
+
+def median_warning(reach: Mapping[tuple[float, ...], tuple[int, ...]], filters: ResidualFilters) -> str | None:
+    """What to say where voxels are larger than the radius of the median, as ``median_reach`` found; else ``None``."""
+    if filters.median_radius_mm == 0:
+        return None
+    too_large = {
+        (axis, size_mm)
+        for sizes_mm, voxels in reach.items()
+        for axis, size_mm, number in zip("xyz", sizes_mm, voxels, strict=False)
+        if number == 0
+    }
+    if not too_large:
+        return None
+    sizes_mm = [size_mm for _, size_mm in too_large]
+    largest_mm = math.ceil(1000 * max(sizes_mm)) / 1000
+    sizes = f"{min(sizes_mm):g}" + (f" to {max(sizes_mm):g}" if min(sizes_mm) < max(sizes_mm) else "")
+    return (
+        f"the median filters nothing along {', '.join(sorted({axis for axis, _ in too_large}))}, where voxels are "
+        f"{sizes} mm and --median-radius-mm is {filters.median_radius_mm:g}. To reach the next voxel give "
+        f"--median-radius-mm {largest_mm:g}; 0 leaves the median out."
+    )
 
 
 def _filter_file(path: Path, mask_path: Path, labels: tuple[int, ...], target: Path, filters: ResidualFilters) -> bool:

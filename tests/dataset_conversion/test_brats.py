@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_anomaly.cli.main import main
-from nnunet_anomaly.dataset_conversion.brats import describe
+from nnunet_anomaly.dataset_conversion.brats import describe, list_cases
 from nnunet_anomaly.dataset_roles import roi_labels
 
 OLD = {"t1": "_t1", "t1ce": "_t1ce", "t2": "_t2", "flair": "_flair", "seg": "_seg"}
@@ -237,8 +237,7 @@ def test_2023_keeps_visits_of_a_subject_in_one_fold(tmp_path, raw, heads):
 def test_2024_keeps_label_4_the_resection_cavity(tmp_path, raw, heads):
     release = tmp_path / "BraTS2024-BraTS-GLI-TrainingData" / "training_data1_v2"
     gli(heads, release, (1, 3, 4), visits=("100", "101"))
-    assert convert(release, "--target", "regions") == 2  # the name of the folder above is not given
-    assert convert(release, "--target", "regions", "--year", "2024") == 0
+    assert convert(release, "--target", "regions") == 0  # the year is in the name of the folder above
     label = heads.read(dataset(raw) / "labelsTr" / "BraTS-GLI-00000-100.nii.gz")
     np.testing.assert_array_equal(np.unique(label), [0, 1, 2, 4, 5])
     assert load(raw, "dataset")["labels"]["whole_tumor"] == [2, 3, 4]
@@ -250,17 +249,29 @@ def test_2024_keeps_label_4_the_resection_cavity(tmp_path, raw, heads):
 def test_gli_of_an_unknown_year_needs_the_option(tmp_path, raw, heads, capsys, folder):
     gli(heads, tmp_path / folder, (1, 2, 4))
     assert convert(tmp_path / folder) == 2
-    assert "Give --year 2023 or --year 2024" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Give --year 2023 or --year 2024" in said
+    assert ("names of folders say both (BraTS2023 and BraTS2024)" in said) == ("and" in folder)
+    assert ("no folder is named as BraTS2023" in said) == ("and" not in folder)
     assert convert(tmp_path / folder, "--year", "2023") == 1
     failed = load(raw, "integrity_report")["failed"]
     assert "has label 4; this release of BraTS has 1, 2, 3. Is it another release" in failed["BraTS-GLI-00000-000"]
 
 
 def test_a_year_against_the_name_of_the_folder_is_refused(tmp_path, raw, heads, capsys):
-    gli(heads, tmp_path / "BraTS2023_MICCAI", (1, 2, 3))
-    assert convert(tmp_path / "BraTS2023_MICCAI", "--year", "2024") == 2
-    assert "--year is 2024, but the folder's name says 2023" in capsys.readouterr().err
+    gli(heads, tmp_path / "BraTS2023_MICCAI" / "TrainingData", (1, 2, 3))
+    for inner in ("", "TrainingData"):
+        assert convert(tmp_path / "BraTS2023_MICCAI" / inner, "--year", "2024") == 2
+        assert "--year is 2024, but a folder's name says 2023: BraTS2023_MICCAI." in capsys.readouterr().err
     assert convert(tmp_path / "BraTS2023_MICCAI", "--year", "2023") == 0
+
+
+def test_the_nearest_folder_that_is_named_for_a_year_counts(tmp_path, heads):
+    release = tmp_path / "BraTS2024 and others" / "BraTS2023_MICCAI" / "parts" / "TrainingData"
+    gli(heads, release, (1, 2, 3))
+    assert list_cases(release, ["t1"], None)[0] == "2023"
+    gli(heads, release / "BraTS2024-GLI", (1, 2, 3), visits=("101",))
+    assert list_cases(release, ["t1"], None)[0] == "2024"
 
 
 def spoil(path: Path, change) -> None:

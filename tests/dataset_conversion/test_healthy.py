@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,7 +14,7 @@ from scipy import ndimage
 
 from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.dataset_conversion.brain import BrainOptions, n4_corrected, prepared
-from nnunet_anomaly.dataset_conversion.healthy import list_cases
+from nnunet_anomaly.dataset_conversion.healthy import check_visits, list_cases
 from nnunet_anomaly.errors import InputError
 
 IXI = ["IXI002-Guys-0828-T1", "IXI012-HH-1211-T1", "IXI013-HH-1212-T1", "IXI014-IOP-0001-T1", "IXI015-Guys-0900-T1"]
@@ -148,6 +149,24 @@ def test_a_table_tells_people_apart_whose_names_are_alike(tmp_path, raw, heads, 
     assert {case["subject"] for case in load(raw, "cases").values()} == {"A1", "B1"}
 
 
+def test_a_table_of_subjects_does_not_make_two_sequences_of_a_visit_two_cases(tmp_path, raw, capsys):
+    for person, session in (("sub-01", "ses-1"), ("sub-01", "ses-2"), ("sub-02", "ses-1")):
+        for sequence in ("T1w", "T2w"):
+            path = tmp_path / "in" / person / session / "anat" / f"{person}_{session}_{sequence}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    table = tmp_path / "subjects.csv"
+    table.write_text("case,subject\nsub-01,A\nsub-02,B\n")
+    assert convert(tmp_path / "in", "--stripped", "--strata", table) == 2
+    said = capsys.readouterr().err
+    assert "more than one image of the same visit" in said and "sub-02_ses-1_T1w, sub-02_ses-1_T2w" in said
+    # one sequence of two visits, and two people of one name, are no such thing
+    cases = list_cases(tmp_path / "in", "sub-01*T1w.nii.gz", None)
+    check_visits([replace(case, subject="A") for case in cases], cases, tmp_path)
+    cases = list_cases(tmp_path / "in", "sub-01_ses-1*", None)
+    check_visits([replace(case, subject=subject) for case, subject in zip(cases, "AB", strict=True)], cases, tmp_path)
+
+
 def test_files_whose_names_tell_no_subject_are_said_to_be_one_each(tmp_path, raw, heads, capsys):
     for seed, name in enumerate(("patient01_baseline", "patient01_followup")):
         grey, brain, _ = heads.head(seed)
@@ -232,6 +251,23 @@ def test_outputs_of_hd_bet_are_told_apart(tmp_path, raw, heads):
     assert [case.case_id for case in list_cases(tmp_path / "bet", "*_bet.nii.gz", None)] == ["a_bet", "b_bet"]
 
 
+def test_images_that_are_named_bet_are_images_where_there_is_no_other(tmp_path, raw, heads, capsys):
+    """As HD-BET 1 leaves them, with the head itself elsewhere."""
+    for name, seed in (("a", 0), ("b", 1)):
+        grey, brain, _ = heads.head(seed)
+        heads.write(tmp_path / "in" / f"{name}_bet.nii.gz", grey * brain)
+        heads.write(tmp_path / "in" / f"{name}_bet_mask.nii.gz", brain.astype(np.uint8))
+    assert convert(tmp_path / "in", "--brain-masks", tmp_path / "in") == 0
+    for name, seed in (("a", 0), ("b", 1)):
+        np.testing.assert_array_equal(heads.read(dataset(raw) / "labelsTr" / f"{name}_bet.nii.gz"), heads.head(seed)[1])
+    heads.write(tmp_path / "in" / "a.nii.gz", heads.head(0)[0])
+    assert [case.case_id for case in list_cases(tmp_path / "in", "*", tmp_path / "in")] == ["a", "b_bet"]
+    with pytest.raises(
+        InputError, match=r"fits '\*_mask\*'. Left out, as they are named like masks: a_bet_mask, b_bet"
+    ):
+        list_cases(tmp_path / "in", "*_mask*", tmp_path / "in")
+
+
 def test_image_that_is_stripped_already(tmp_path, raw, heads):
     for seed in range(2):
         grey, brain, _ = heads.head(seed)
@@ -271,6 +307,15 @@ def test_missing_mask_and_damaged_image_are_named(release, masks, raw):
     assert set(failed) == {IXI[0], IXI[1]}
     assert f"found: none like {IXI[0]}.nii.gz" in failed[IXI[0]]
     assert "not readable as an image" in failed[IXI[1]]
+
+
+def test_masks_that_are_images_are_said_to_be_there(release, masks, raw, heads):
+    for suffix in ("_mask", "_bet"):
+        heads.write(masks / f"{IXI[0]}{suffix}.nii.gz", heads.head(0)[0])
+    assert convert(release, "--pattern", "*-T1*", "--brain-masks", masks) == 1
+    (said,) = load(raw, "integrity_report")["failed"].values()
+    assert f"{IXI[0]}_bet.nii.gz, {IXI[0]}_mask.nii.gz, which have more than two values" in said
+    assert "none like" not in said
 
 
 def test_more_than_one_image_of_a_visit_is_refused(release, masks, raw, capsys):

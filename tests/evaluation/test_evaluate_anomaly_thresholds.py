@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -431,6 +432,79 @@ def test_a_threshold_file_of_other_methods_or_of_an_earlier_version_is_named(fol
     file.write_text(json.dumps(content))
     assert evaluate(folders, "--threshold-file", str(file)) == 2
     assert "does not say what its thresholds hold for" in capsys.readouterr().err
+
+
+def test_a_threshold_file_that_was_changed_is_named(folders, capsys):
+    file = folders / "changed.json"
+    conditions = {"mask": True, "mask_labels": [], "channel": None, "baseline_sign": 0, "filters": None}
+    found = {"cases": [], "conditions": conditions, "thresholds": {"validation_exact": {"value": 0.5, "dice": 0.5}}}
+    file.write_text(json.dumps({"methods": {"maps": found}}))
+    assert evaluate(folders, "--threshold-file", str(file)) == 0
+    for change in (
+        {"cases": None},
+        {"cases": [1]},
+        {"conditions": []},
+        {"thresholds": [0.5]},
+        {"thresholds": {"validation_exact": 0.5}},
+        {"thresholds": {"validation_exact": {"value": 0.5}}},
+        {"thresholds": {"validation_exact": {"value": "0.5", "dice": 0.5}}},
+        {"thresholds": {"validation_exact": {"value": math.nan, "dice": 0.5}}},
+        {"thresholds": {"oracle": {"value": 0.5, "dice": 0.5}}},
+    ):
+        file.write_text(json.dumps({"methods": {"maps": found | change}}))
+        assert evaluate(folders, "--threshold-file", str(file)) == 2, change
+        assert "changed.json is no thresholds.json that evaluate-anomaly wrote" in capsys.readouterr().err
+
+
+def test_a_summary_is_no_threshold_file(folders, capsys):
+    assert evaluate(folders) == 0
+    assert evaluate(folders, "--threshold-file", str(folders / "out/summary.json"), out="again") == 2
+    assert "summary.json is no thresholds.json that evaluate-anomaly wrote" in capsys.readouterr().err
+
+
+def test_what_is_refused_leaves_the_filtered_maps_of_an_earlier_run(folders, capsys):
+    searched = (*validation(folders), "--filters", "--median-radius-mm", "1")
+    assert evaluate(folders, *searched, "--erode-mm", "0") == 0
+    maps = [folders / f"out/{part}filtered/maps" for part in ("", "validation/")]
+    before = {path: path.read_bytes() for folder in maps for path in folder.glob("*.*")}
+    other = ("--filters", "--erode-mm", "1", "--median-radius-mm", "1")
+    assert evaluate(folders, *other, "--threshold-file", str(folders / "out/thresholds.json")) == 2
+    assert "filters was" in capsys.readouterr().err
+    for name in ("ref", "maps", "brain"):
+        write(read(folders / f"test/{name}/test_1.nii.gz"), folders / f"val/{name}/test_1.nii.gz")
+    assert evaluate(folders, *validation(folders), *other) == 2
+    assert "searched on cases that they are used on" in capsys.readouterr().err
+    assert evaluate(folders, *other, "--channel", "7") == 2
+    assert "No case of" in capsys.readouterr().err
+    assert len(before) == 5 + 3 + 2
+    assert before == {path: path.read_bytes() for folder in maps for path in folder.glob("*.*")}
+
+
+def test_a_median_that_reaches_no_voxel_is_said_once(folders, capsys):
+    extra = (*validation(folders), "--filters", "-pred", str(folders / "test/maps"), "--validation-pred")
+    extra = (*extra, str(folders / "val/maps"), "--names", "one", "two", "--erode-mm", "0")
+    assert evaluate(folders, *extra, "--median-radius-mm", "1.5") == 0
+    said = "the median filters nothing along z, where voxels are 2 mm and --median-radius-mm is 1.5."
+    assert capsys.readouterr().err.count(said) == 1
+    found = summary(folders)
+    assert [said in warning for warning in found["warnings"]] == [True]
+    assert found["settings"]["median_reaches_voxels"] == [[1, 1, 0]]
+    assert found["settings"]["filters"]["median_radius_mm"] == 1.5
+    for radius_mm, reach in (("2", [2, 2, 1]), ("0", [0, 0, 0])):  # enough, and none as was asked for
+        assert evaluate(folders, *extra, "--median-radius-mm", radius_mm) == 0
+        assert "the median" not in capsys.readouterr().err
+        assert summary(folders)["settings"]["median_reaches_voxels"] == [reach]
+
+
+def test_a_case_that_cannot_be_filtered_is_named_for_both(folders, capsys):
+    (folders / "test/maps/test_0.nii.gz").unlink()
+    (folders / "test/brain/test_1.nii.gz").unlink()
+    assert evaluate(folders, "--filters") == 1
+    failed = summary(folders)["failed"]
+    assert set(failed) == {f"{method}: test_{i}" for method in ("maps", "maps_filtered") for i in range(2)}
+    assert "has no file for this case" in failed["maps_filtered: test_0"]
+    assert "has no mask for this case" in failed["maps_filtered: test_1"]
+    assert summary(folders)["results"]["maps_filtered"]["pooled"]["n_cases"] == 3
 
 
 def test_a_case_of_both_sets_is_refused(folders, capsys):

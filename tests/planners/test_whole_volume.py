@@ -1,6 +1,8 @@
 """Plans in which one patch holds every image whole."""
 
 import json
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -67,6 +69,7 @@ def test_the_largest_brain_fills_the_volume_and_the_smallest_fits(planner):
     assert {"3d_fullres", "2d", "3d_inpainting", "2d_inpainting"} < set(plans["configurations"])
 
 
+@pytest.mark.filterwarnings("ignore:3d_whole of 96 voxels")
 def test_another_size_by_name_and_a_smaller_batch_by_memory(planner):
     shapes, spacings_mm = [[100, 100, 100]], [[1, 1, 1]]
     plans = planner(whole_volume.nnUNetPlannerWholeVolume_96voxels, shapes, spacings_mm, memory_gb=24)
@@ -81,6 +84,36 @@ def test_another_size_by_name_and_a_smaller_batch_by_memory(planner):
     for wrong in ("nnUNetPlannerWholeVolume_50voxels", "nnUNetPlannerHalfVolume"):
         with pytest.raises(AttributeError):
             getattr(whole_volume, wrong)
+
+
+def test_a_size_above_the_memory_target_is_warned_of(planner):
+    with pytest.warns(UserWarning, match=r"192 voxels .* about 11\.0 GB with a batch of 2, .* target is 8 GB"):
+        planner(whole_volume.nnUNetPlannerWholeVolume_192voxels, [[190, 190, 190]], [[1, 1, 1]])
+
+
+def unplanned(voxels, memory_gb=8):
+    made = nnUNetPlannerWholeVolume.__new__(nnUNetPlannerWholeVolume)
+    made.voxels, made.UNet_vram_target_GB = voxels, memory_gb
+    return made
+
+
+def test_the_warning_of_memory_names_the_largest_size_that_fits():
+    with pytest.warns(UserWarning) as said:
+        unplanned(192).warn_of_memory(2)
+    (fitting,) = re.findall(r"nnUNetPlannerWholeVolume_(\d+)voxels stays below", str(said[0].message))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unplanned(int(fitting)).warn_of_memory(2)
+    with pytest.warns(UserWarning, match=f"_{fitting}voxels stays below it"):
+        unplanned(int(fitting) + 16).warn_of_memory(2)
+    with pytest.warns(UserWarning, match="No size stays below it"):
+        unplanned(64, memory_gb=0.001).warn_of_memory(2)
+
+
+def test_a_size_that_no_image_has_is_refused():
+    assert unplanned(512).size == 512
+    with pytest.raises(InputError, match="1000000 voxels are too many; 512"):
+        _ = unplanned(1_000_000).size
 
 
 def test_stages_leave_four_voxels_or_more():

@@ -20,7 +20,9 @@ from nnunet_anomaly.postprocessing.residual_filters import (
     drop_small_components,
     filter_residual,
     median_filter,
+    median_reach_voxels,
 )
+from nnunet_anomaly.workflow.filter_residuals import median_warning
 
 SPACING_MM = (2.0, 1.0, 0.5)
 OFF = ResidualFilters(erode_mm=0, median_radius_mm=0)
@@ -36,6 +38,16 @@ def test_median_as_by_scipy(seed, radius_mm, zeros):
     np.testing.assert_array_equal(median_filter(residual, radius_mm, SPACING_MM), expected)
     plane = median_filter(residual[0], radius_mm, SPACING_MM[1:])
     np.testing.assert_array_equal(plane, ndimage.median_filter(residual[0], size=size[1:], mode="constant"))
+
+
+def test_reach_of_the_median_and_what_is_said_where_it_is_none():
+    assert median_reach_voxels(2.0, (2.5, 2.0, 0.9)) == (0, 1, 2)
+    assert median_reach_voxels(0.3, (0.1,) * 3) == (3, 3, 3)  # 0.3 / 0.1 is below 3 in floating point
+    filters = ResidualFilters(median_radius_mm=2.0)
+    assert median_warning({(1.0, 1.0, 2.0): (2, 2, 1)}, filters) is None
+    assert median_warning({(3.0, 3.0, 3.0): (0, 0, 0)}, OFF) is None
+    said = median_warning({(1.0, 1.0, 2.0): (2, 2, 1), (2.5, 1.0, 3.33339): (0, 2, 0)}, filters)
+    assert "along x, z, where voxels are 2.5 to 3.33339 mm" in said and "--median-radius-mm 3.334;" in said
 
 
 @settings(max_examples=25, deadline=None)
@@ -127,9 +139,11 @@ def test_a_folder_is_filtered_once(folder, capsys):
     assert image.GetOrigin() == pytest.approx((1, -2, 3)) and image.GetSpacing() == pytest.approx(SPACING_MM[::-1])
     assert json.loads((folder / "out/filters.json").read_text())["erode_mm"] == 1
     assert run(folder, "--erode-mm", "1", "--median-radius-mm", "1") == 0
-    assert "0 done, 3 were there already" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "0 done, 3 were there already" in printed.out
+    assert printed.err.count("along z, where voxels are 2 mm and --median-radius-mm is 1.") == 2
     assert run(folder, "--mask-labels", "2") == 0
-    assert "3 done" in capsys.readouterr().out
+    assert "3 done" in (said := capsys.readouterr()).out and "Warning" not in said.err
 
 
 def test_bad_cases_are_named_and_leave_no_old_map(folder, capsys):
