@@ -207,11 +207,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of each fine-tuning, and where there is no pre-training")
     parser.add_argument("--fine-tuning-rate", type=float, default=3e-4)
     parser.add_argument("--test", type=int, default=9, help="test cases")
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[arm.name for arm in ARMS])
+    parser.add_argument("--as-it-is", action="store_true", help="train nothing more, write the table of what is there")
     parser.add_argument("-device", default="cpu")
     study = Hips(parser.parse_args())
+    if study.args.as_it_is:
+        return study.write_table(study.args.seeds)
     study.make_data()
     for number, seed in enumerate(study.args.seeds):
-        for arm in ARMS:
+        for arm in (arm for arm in ARMS if arm.name in study.args.arms):
             study.run_arm(arm, seed)
             study.write_table(study.args.seeds[: number + 1])
 
