@@ -14,6 +14,7 @@ import shutil
 import struct
 import tempfile
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -357,10 +358,20 @@ class Outcome:
         return 1 if self.failed else 0
 
 
-def remove_left_overs(folder: Path) -> None:
-    """Remove temporary files that a killed run left in a folder: nnU-Net would take them for cases."""
+def remove_left_overs(folder: Path, *, older_than_s: float = 0) -> None:
+    """Remove temporary files that a killed run left in a folder: nnU-Net would take them for cases.
+
+    Args:
+        folder: and all folders in it; need not exist.
+        older_than_s: leave files that changed within so many seconds, where another run may write at the same time.
+    """
     for path in folder.rglob(".partial_*"):
-        path.unlink(missing_ok=True)
+        try:
+            age_s = time.time() - path.lstat().st_mtime
+        except FileNotFoundError:  # the other run has finished it
+            continue
+        if not older_than_s or age_s >= older_than_s:
+            path.unlink(missing_ok=True)
 
 
 def end_with_parent() -> None:

@@ -4,7 +4,7 @@
 a case) and bears the settings in its name, so that trainings with other settings, at the same time too, do not meet::
 
     case.b2nd   w - 1, float32 (1, *spatial), on the grid of nnU-Net's case_seg.b2nd and chunked as nnU-Net does
-    case.json   what it was made from: label file (path, size, time of change), settings, grid
+    case.json   what it was made from: label file (path, size, time of change), settings, grid; and its size in bytes
 
 What is carried is w - 1, because 0 is what nnU-Net pads patches with: there the weight is 1.
 """
@@ -22,9 +22,20 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunet_anomaly.errors import AnomalyError, InputError
-from nnunet_anomaly.files import is_up_to_date, made_from, run_cases, save_json, written_whole
+from nnunet_anomaly.files import (
+    is_up_to_date,
+    load_json,
+    made_from,
+    remove_left_overs,
+    run_cases,
+    save_json,
+    written_whole,
+)
 from nnunet_anomaly.losses.gap_weighted import gap_weights
 from nnunet_anomaly.settings import GapWeightSettings
+
+# Older temporary files are of killed runs; other folds may write maps into the same folder, each within seconds.
+LEFT_OVER_S = 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +101,8 @@ def write_maps(
 ) -> None:
     """Make the maps that are not there yet or whose label map or settings changed; each process holds one case.
 
+    A map whose size is not the one that was recorded is damaged, and made again.
+
     Args:
         preprocessed_folder: of nnU-Net's, with ``case_seg.b2nd``.
         folder: see ``maps_folder``.
@@ -108,6 +121,7 @@ def write_maps(
             f"{preprocessed_folder} has no {missing[0]}_seg.b2nd ({len(missing)} of {len(cases)} cases). Preprocess "
             "this configuration again (nnUNetv2_preprocess)."
         )
+    remove_left_overs(folder, older_than_s=LEFT_OVER_S)
     stale = [case for case in cases if not _is_finished(preprocessed_folder, folder, case, settings)]
     if not stale:
         return
@@ -131,7 +145,8 @@ def write_map(preprocessed_folder: Path, folder: Path, case: str, settings: MapS
     compression = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
     with written_whole(folder / f"{case}.b2nd") as temporary:
         blosc2.asarray(above_one, urlpath=str(temporary), mode="w", chunks=chunks, blocks=blocks, cparams=compression)
-    save_json({"made_from": source}, folder / f"{case}.json")
+        size_bytes = temporary.stat().st_size
+    save_json({"made_from": source, "size_bytes": size_bytes}, folder / f"{case}.json")
 
 
 def _made_from(preprocessed_folder: Path, case: str, settings: MapSettings) -> Any:
@@ -139,8 +154,10 @@ def _made_from(preprocessed_folder: Path, case: str, settings: MapSettings) -> A
 
 
 def _is_finished(preprocessed_folder: Path, folder: Path, case: str, settings: MapSettings) -> bool:
-    source = _made_from(preprocessed_folder, case, settings)
-    return (folder / f"{case}.b2nd").is_file() and is_up_to_date(folder / f"{case}.json", source)
+    path, record = folder / f"{case}.b2nd", folder / f"{case}.json"
+    if not path.is_file() or not is_up_to_date(record, _made_from(preprocessed_folder, case, settings)):
+        return False
+    return load_json(record).get("size_bytes") == path.stat().st_size
 
 
 class StackedChannels:

@@ -258,9 +258,9 @@ class SymmetrySettings:
     )
     region_twins: tuple[int, ...] = setting(
         "Output channel of the twin, for every output channel of a training by regions; the trainer writes it, so that "
-        "prediction knows it.",
+        "prediction knows it. -1 throughout: the model cannot predict with `swap`.",
         (),
-        minimum=0,
+        minimum=-1,
     )
 
 

@@ -56,8 +56,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingCheckpointError: there is no such file.
-        InputError: it is not readable, or not a checkpoint of nnU-Net.
+        InputError: it is a folder, not readable, or not a checkpoint of nnU-Net.
     """
+    if path.is_dir():
+        raise InputError(
+            f"transfer.checkpoint is {path}, which is a folder. Name a file, for example fold_0/checkpoint_final.pth "
+            "in the folder of a model."
+        )
     if not path.is_file():
         raise MissingCheckpointError(f"transfer.checkpoint is {path}, which does not exist. Train that network first.")
     try:
@@ -66,11 +71,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not readable as a checkpoint ({type(error).__name__}: {error}).") from error
     if not isinstance(checkpoint, dict) or not {"network_weights", "init_args"} <= checkpoint.keys():
         raise InputError(f"{path} is no checkpoint of nnU-Net: it has no network_weights or no init_args.")
+    dataset_json = checkpoint["init_args"].get("dataset_json", {})
+    if "labels" not in dataset_json or not {"channel_names", "modality"} & dataset_json.keys():
+        raise InputError(
+            f"{path} does not say what its network was trained on: the dataset.json in it (init_args) is missing, or "
+            "has no labels or no channel_names. Take a checkpoint as nnU-Net wrote it."
+        )
     return checkpoint
 
 
 def differing_classes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Classes whose name or value differ, in words; empty where there are none.
+
+    nnU-Net's ignore label is no class, and no output of the network.
 
     Args:
         there: ``labels`` of the checkpoint's dataset.json: values, or lists of them for regions.
@@ -78,7 +91,8 @@ def differing_classes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
     """
 
     def plain(labels: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, list | tuple) else int(value) for name, value in labels.items()}
+        classes = {name: value for name, value in labels.items() if name != "ignore"}
+        return {name: list(value) if isinstance(value, list | tuple) else int(value) for name, value in classes.items()}
 
     before, now = plain(there), plain(here)
     found = []

@@ -24,6 +24,8 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 MOST_VOXELS = 1 << 22
 # In so many of the label maps a left twin must lie on the same side of its right one.
 NEARLY_ALL = 0.9
+# In ``symmetry.region_twins``: this channel has no twin, so that prediction must not exchange channels.
+NO_TWIN = -1
 
 
 def pairs_by_name(labels: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
@@ -39,14 +41,23 @@ def pairs_by_name(labels: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
         on one side are left out.
     """
     found: dict[str, dict[str, list[int]]] = {LEFT: {}, RIGHT: {}}
-    for name, value in labels.items():
+    for name, value in single_labels(labels).items():
         words = [word.casefold() for word in _WORD.findall(name)]
         sides = {_SIDES[word] for word in words if word in _SIDES}
-        if len(sides) == 1 and isinstance(value, int) and value > 0:
+        if len(sides) == 1:
             rest = " ".join(word for word in words if word not in _SIDES)
             found[sides.pop()].setdefault(rest, []).append(value)
     pairs = [(left, found[RIGHT].get(rest, [])) for rest, left in found[LEFT].items()]
     return tuple(sorted((left[0], right[0]) for left, right in pairs if len(left) == len(right) == 1))
+
+
+def single_labels(labels: Mapping[str, Any]) -> dict[str, int]:
+    """Names and values of dataset.json's ``labels``, without background and regions; a list of one is its value."""
+    values = {
+        name: value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+        for name, value in labels.items()
+    }
+    return {name: value for name, value in values.items() if isinstance(value, int) and value > 0}
 
 
 def swapped_labels(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
@@ -131,12 +142,14 @@ def side_axis_of_patch(symmetry: SymmetrySettings, dimensions: int) -> int | Non
     if not symmetry.pairs or symmetry.mirroring == symmetry.test_time_mirroring == "plain":
         return None
     if symmetry.side_axis < 0:
+        pairs = "[" + ",".join(f"[{left},{right}]" for left, right in symmetry.pairs) + "]"
         raise SettingsError(
             "symmetry.pairs names labels of left and right, but symmetry.side_axis is -1: which axis of the arrays "
-            "leads from left to right is not known, or not the same for all images. Bring them into one orientation "
-            "(SimpleITK.DICOMOrient) and plan again; or name the axis of preprocessed arrays, for example "
-            "nnunet-anomaly plan ... --set symmetry.side_axis=2; or mirror as nnU-Net does: --set "
-            "symmetry.mirroring=plain --set symmetry.test_time_mirroring=plain."
+            "leads from left to right is not known, or not the same for all images. Where they all lie alike, headers "
+            f"tell it: nnunet-anomaly plan ... --set symmetry.pairs={pairs}. Else bring them into one orientation "
+            "(SimpleITK.DICOMOrient), plan and preprocess again; or name the axis of preprocessed arrays, for example "
+            "--set symmetry.side_axis=2; or mirror as nnU-Net does: --set symmetry.mirroring=plain --set "
+            "symmetry.test_time_mirroring=plain."
         )
     axis = symmetry.side_axis - (3 - dimensions)
     return axis if axis >= 0 else None

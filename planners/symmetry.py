@@ -13,12 +13,16 @@ import numpy as np
 from nnunet_anomaly.errors import AnomalyError, InputError
 from nnunet_anomaly.label_maps import read_label_map, spacing_zyx_mm
 from nnunet_anomaly.planes import orientation_of
-from nnunet_anomaly.twins import LEFT, NEITHER, RIGHT, agreed_side, pairs_by_name, side_of_left
+from nnunet_anomaly.twins import LEFT, NEITHER, RIGHT, agreed_side, pairs_by_name, side_of_left, single_labels
 
 MOST_LABEL_MAPS = 10
 # nnU-Net's readers that keep the axes of a file, and those that turn every image to RAS.
 KEEPING_READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO")
 TURNING_READERS = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
+_REMEDY = (
+    "for example by SimpleITK.DICOMOrient, or let nnU-Net do it (NIfTI files; dataset.json: "
+    '"overwrite_image_reader_writer": "NibabelIOWithReorient"), then plan and preprocess again.'
+)
 
 
 def derived_symmetry(
@@ -36,6 +40,9 @@ def derived_symmetry(
 
     Returns:
         Values by dotted key; empty without such names, and where files do not say how they lie in the patient.
+
+    Raises:
+        InputError: a label map is missing, or no image.
     """
     candidates = pairs_by_name(dataset_json["labels"])
     if not candidates or not label_maps:
@@ -49,16 +56,55 @@ def derived_symmetry(
         )
         return {}
     findings = _sides_in(_evenly_spread(label_maps), candidates)
-    names = {value: name for name, value in dataset_json["labels"].items() if isinstance(value, int)}
+    names = {value: name for name, value in single_labels(dataset_json["labels"]).items()}
     confirmed = [pair for pair in candidates if _is_confirmed(pair, findings[pair], names)]
-    side_axis = _side_axis(label_maps, reader, plans["transpose_forward"])
-    if side_axis < 0:
+    return {"symmetry.pairs": confirmed, "symmetry.side_axis": derived_side_axis(label_maps, plans)}
+
+
+def derived_side_axis(label_maps: Sequence[Path], plans: Mapping[str, Any]) -> int:
+    """``symmetry.side_axis``: the axis of preprocessed arrays from left to right, by the headers of all label maps.
+
+    Warns where images lie differently: along other axes, or from left to right in some and back in others.
+
+    Args:
+        label_maps: of all training cases.
+        plans: nnU-Net's, for the reader of images and the order of axes.
+
+    Returns:
+        -1 where the axis is not the same for all, where there are no label maps, and where files do not say how they
+        lie in the patient.
+
+    Raises:
+        InputError: a label map is missing, or no image.
+    """
+    reader = plans["image_reader_writer"]
+    if reader not in (*KEEPING_READERS, *TURNING_READERS):
         warnings.warn(
-            "The axis from left to right is not the same in all images, so that symmetry.side_axis is -1. Bring them "
-            "into one orientation, for example by SimpleITK.DICOMOrient, and plan again.",
+            f"{reader} does not say how images lie in the patient, so that symmetry.side_axis is -1. Name the axis: "
+            "nnunet-anomaly plan ... --set symmetry.side_axis=2.",
             stacklevel=2,
         )
-    return {"symmetry.pairs": confirmed, "symmetry.side_axis": side_axis}
+        return -1
+    # nnU-Net's RAS arrays have x last, and lead to the patient's right
+    found = Counter((2, "R") if reader in TURNING_READERS else _way_to_a_side(path) for path in label_maps)
+    axes = {axis for axis, _ in found}
+    if len(axes) != 1:
+        warnings.warn(
+            "The axis from left to right is not the same in all images, so that symmetry.side_axis is -1. Bring them "
+            f"into one orientation, {_REMEDY}",
+            stacklevel=2,
+        )
+        return -1
+    (axis,) = axes
+    if len(found) == 2:
+        to_left, to_right = found[axis, "L"], found[axis, "R"]
+        warnings.warn(
+            f"Arrays lead to the patient's left in {to_left} images and to the right in {to_right}. {reader} leaves "
+            "them so: what lies where left ones lie in some lies where right ones do in others, and a network "
+            f"cannot tell left from right by that. Bring them into one orientation, {_REMEDY}",
+            stacklevel=2,
+        )
+    return list(plans["transpose_forward"]).index(axis)
 
 
 def _evenly_spread(label_maps: Sequence[Path]) -> list[Path]:
@@ -104,14 +150,10 @@ def _is_confirmed(pair: tuple[int, int], counts: Counter[str], names: Mapping[in
     return True
 
 
-def _side_axis(label_maps: Sequence[Path], reader: str, transpose_forward: Sequence[int]) -> int:
-    """Axis of preprocessed arrays from left to right, from all headers; -1 where it differs."""
-    array_axes = {2} if reader in TURNING_READERS else {_side_axis_of(path) for path in label_maps}
-    return list(transpose_forward).index(array_axes.pop()) if len(array_axes) == 1 else -1
+def _way_to_a_side(path: Path) -> tuple[int, str]:
+    """Axis between left and right of the (3-D) array that nnU-Net reads from a file, and which of L and R it leads to.
 
-
-def _side_axis_of(path: Path) -> int:
-    """Axis of the (3-D) array that nnU-Net reads from a file; a 2-D one has its columns there.
+    A 2-D image has its columns there, which lead to the patient's left, as pictures are shown.
 
     Raises:
         InputError: the file is missing, or no image.
@@ -125,8 +167,9 @@ def _side_axis_of(path: Path) -> int:
     except RuntimeError as error:
         raise InputError(f"{path} is missing or not readable as an image: {error}") from error
     if reader.GetDimension() != 3:
-        return 2
-    return 2 - next(axis for axis, letter in enumerate(orientation_of(reader.GetDirection())) if letter in "LR")
+        return 2, "L"
+    letters = orientation_of(reader.GetDirection())
+    return next((2 - axis, letter) for axis, letter in enumerate(letters) if letter in "LR")
 
 
 def _words(pairs: Sequence[tuple[int, int]]) -> str:

@@ -143,11 +143,26 @@ def test_what_a_killed_run_left_is_made_again(preprocessed, tmp_path, made):
     write_maps(preprocessed, folder, ["a", "b"], SETTINGS, 1)
     (folder / "a.json").unlink()  # killed between the map and its record
     (folder / "b.json").write_text("{")
-    (folder / ".partial_x.b2nd").write_bytes(b"")
+    for name in (".partial_old.b2nd", ".partial_new.b2nd"):
+        (folder / name).write_bytes(b"")
+    os.utime(folder / ".partial_old.b2nd", (0, 0))
     write_maps(preprocessed, folder, ["a", "b"], SETTINGS, 1)
+    # the new one may be what the training of another fold is writing now
+    assert [path.name for path in folder.glob(".partial_*")] == [".partial_new.b2nd"]
     (folder / "a.b2nd").unlink()
     write_maps(preprocessed, folder, ["a", "b"], SETTINGS, 1)
     assert made == ["a", "b", "a", "b", "a"]
+
+
+def test_a_damaged_map_is_made_again(preprocessed, tmp_path, made):
+    folder = tmp_path / "maps"
+    write_maps(preprocessed, folder, ["a", "b"], SETTINGS, 1)
+    before = read(folder, "a")
+    path = folder / "a.b2nd"
+    path.write_bytes(path.read_bytes()[:-50])
+    write_maps(preprocessed, folder, ["a", "b"], SETTINGS, 1)
+    assert made == ["a", "b", "a"]
+    np.testing.assert_array_equal(read(folder, "a"), before)
 
 
 def test_a_failed_write_leaves_the_map_before_it(preprocessed, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nnunet_anomaly.errors import SettingsError
@@ -66,6 +67,7 @@ def test_plans_without_our_block_say_how_to_make_them():
     assert "nnUNetv2_plan_and_preprocess -d 101 -pl nnUNetPlannerAnomaly" in str(error.value)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.sampled_from(KEYS), st.sampled_from(PRESETS))
 def test_one_value_changes_nothing_else(key, preset):
     settings = AnomalySettings.for_preset(preset)

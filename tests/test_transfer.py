@@ -57,6 +57,7 @@ def test_wrappers_are_taken_off():
             ],
         ),
         ({"femur_right": 2, "background": 0, "femur_left": 1}, []),  # outputs go by value
+        ({**LABELS, "ignore": 3}, []),
     ],
 )
 def test_classes_that_differ_are_listed(tmp_path, here, messages):
@@ -74,6 +75,7 @@ def test_classes_that_differ_are_listed(tmp_path, here, messages):
 def test_regions_go_by_their_order():
     one = {"background": 0, "whole": [1, 2], "core": [2]}
     assert differing_classes(one, dict(one)) == []
+    assert differing_classes(one, {"ignore": 3, **one}) == differing_classes({**one, "ignore": 3}, one) == []
     (message,) = differing_classes(one, {"background": 0, "core": [2], "whole": [1, 2]})
     assert "another order" in message
 
@@ -104,6 +106,17 @@ def test_a_missing_file_and_one_of_another_kind_are_named(tmp_path):
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(InputError, match=r"list\.pth is no checkpoint of nnU-Net"):
         transfer_weights(network(), tmp_path / "list.pth", DATASET)
+    with pytest.raises(InputError, match=r"which is a folder\. Name a file"):
+        transfer_weights(network(), tmp_path, DATASET)
+
+
+@pytest.mark.parametrize("missing", ["dataset_json", "labels", "channel_names"])
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_named(tmp_path, missing):
+    path = save(tmp_path / "c.pth", network(), {key: value for key, value in DATASET.items() if key != missing})
+    if missing == "dataset_json":
+        torch.save({"network_weights": {}, "init_args": {}}, path)
+    with pytest.raises(InputError, match=r"c\.pth does not say what its network was trained on"):
+        transfer_weights(network(), path, DATASET)
 
 
 def test_other_preprocessing_is_told():

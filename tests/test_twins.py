@@ -43,8 +43,10 @@ def test_pairs_differ_by_the_side_alone(names, expected):
     assert pairs_by_name(labels) == expected
 
 
-def test_regions_have_no_twin():
+def test_regions_have_no_twin_but_lists_of_one_value_are_labels():
     assert pairs_by_name({"background": 0, "left lung": [1, 2], "right lung": [3, 4]}) == ()
+    hips = {"background": 0, "hip": [3, 4], "hip_left": [3], "hip_right": (4,), "femur_left": [1], "femur_right": 2}
+    assert pairs_by_name(hips) == ((1, 2), (3, 4))
 
 
 def test_swapping_twice_is_nothing():
@@ -130,8 +132,9 @@ def test_the_axis_of_a_patch(side_axis, dimensions, expected):
 
 
 def test_an_axis_that_is_not_known_is_an_error_that_says_what_to_do():
-    with pytest.raises(SettingsError, match=r"DICOMOrient.*symmetry\.side_axis=2.*symmetry\.mirroring=plain"):
-        side_axis_of_patch(SymmetrySettings(pairs=((1, 2),)), 3)
+    advice = r"symmetry\.pairs=\[\[1,2\],\[3,4\]\].*DICOMOrient.*symmetry\.side_axis=2.*symmetry\.mirroring=plain"
+    with pytest.raises(SettingsError, match=advice):
+        side_axis_of_patch(SymmetrySettings(pairs=((1, 2), (3, 4))), 3)
     assert side_axis_of_patch(SymmetrySettings(((1, 2),), -1, "plain", "plain"), 3) is None
 
 

@@ -18,7 +18,7 @@ from nnunet_anomaly.files import nnunet_folder
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
 from nnunet_anomaly.transfer import differences_in_preprocessing, transfer_weights
-from nnunet_anomaly.twins import check_pairs, side_axis_of_patch, twin_channels
+from nnunet_anomaly.twins import NO_TWIN, check_pairs, side_axis_of_patch, twin_channels
 
 
 class SegmentationTrainer(nnUNetTrainer):
@@ -43,16 +43,33 @@ class SegmentationTrainer(nnUNetTrainer):
         self.side_axis = self.find_side_axis()
         if self.side_axis is not None:
             check_pairs(symmetry.pairs, self.label_manager.all_labels)
-            # prediction builds the network from the plans alone, which say nothing about regions
-            by_regions = symmetry.test_time_mirroring == "swap" and self.label_manager.has_regions
-            regions = self.label_manager.foreground_regions if by_regions else ()
-            twins = twin_channels(regions, symmetry.pairs)
-            self.settings = self.settings.with_values({"symmetry.region_twins": twins})
+        if symmetry.pairs:
+            self.settings = self.settings.with_values({"symmetry.region_twins": self.region_twins()})
             self.plans_manager.plans[BLOCK] = self.settings.to_dict()
 
     def find_side_axis(self) -> int | None:
         """Axis of the patch along which mirroring exchanges left and right; None where mirroring is nnU-Net's."""
         return side_axis_of_patch(self.settings.symmetry, len(self.configuration_manager.patch_size))
+
+    def region_twins(self) -> tuple[int, ...]:
+        """What prediction, which builds the network from the plans alone, must know to exchange outputs.
+
+        Empty where outputs are labels; ``NO_TWIN`` throughout where ``swap`` must not be set after training: some
+        region has no twin, or the checkpoint tells nnU-Net's predictor to mirror the axis from left to right itself.
+
+        Raises:
+            SettingsError: ``swap`` is set, but some region has no twin.
+        """
+        symmetry, labels = self.settings.symmetry, self.label_manager
+        refused = (NO_TWIN,) * labels.num_segmentation_heads
+        if symmetry.test_time_mirroring == "plain":
+            return refused
+        try:
+            return twin_channels(labels.foreground_regions, symmetry.pairs) if labels.has_regions else ()
+        except SettingsError:
+            if symmetry.test_time_mirroring == "swap" and self.side_axis is not None:
+                raise
+            return refused
 
     def initialize(self) -> None:
         """Seed, then build as nnU-Net does."""
@@ -67,13 +84,23 @@ class SegmentationTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """nnU-Net's network; in prediction it looks at the mirror image too, where ``symmetry`` says so."""
+        """nnU-Net's network; in prediction it looks at the mirror image too, where ``symmetry`` says so.
+
+        Raises:
+            SettingsError: the plans were changed to ``swap`` after a training that does not allow it.
+        """
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
         symmetry = AnomalySettings.from_plans(plans_manager.plans).symmetry
         side_axis = side_axis_of_patch(symmetry, len(configuration_manager.patch_size))
         if side_axis is not None and symmetry.test_time_mirroring == "swap":
+            if NO_TWIN in symmetry.region_twins:
+                raise SettingsError(
+                    "symmetry.test_time_mirroring is swap in the plans of a model that cannot have it: it was trained "
+                    "with plain, or by regions of which one has no twin (symmetry.region_twins is -1). Set it back to "
+                    "what it was, plain or off, in the plans.json of the model's folder."
+                )
             output_twins = symmetry.region_twins or twin_channels(range(num_output_channels), symmetry.pairs)
             images = len(configuration_manager.normalization_schemes)
             labels = range(1, num_input_channels - images + 1)  # of the previous stage, in a cascade

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     plans = load_json(path)
     settings = _starting_point(plans, folder, args.preset, args.add_block).with_values(values)
     _check_against_data(settings, plans, folder)
+    settings = _with_side_axis(settings, values, plans, folder)
     if values or args.preset or args.add_block or args.save_as:
         name = args.save_as or args.plans
         plans["plans_name"] = name
@@ -93,6 +94,7 @@ def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add
     from nnunet_anomaly.planners.anomaly import derived_settings
     from nnunet_anomaly.planners.symmetry import derived_symmetry
     from nnunet_anomaly.settings import BLOCK, AnomalySettings
+    from nnunet_anomaly.twins import pairs_by_name
 
     if add_block and BLOCK in plans and not preset:
         raise SettingsError('These plans already have an "anomaly" block; change it with --set or --preset.')
@@ -107,19 +109,29 @@ def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add
         if BLOCK in plans:  # what images say does not depend on a preset
             symmetry = AnomalySettings.from_plans(plans).symmetry
             return settings.with_values({"symmetry.pairs": symmetry.pairs, "symmetry.side_axis": symmetry.side_axis})
-        return settings.with_values(derived_symmetry(dataset_json, _label_maps(folder.name, dataset_json), plans))
+        label_maps = _label_maps(folder.name) if pairs_by_name(dataset_json["labels"]) else []
+        return settings.with_values(derived_symmetry(dataset_json, label_maps, plans))
     return AnomalySettings.from_plans(plans)
 
 
-def _label_maps(dataset: str, dataset_json: dict[str, Any]) -> list[Path]:
-    """Label maps of all training cases, from nnUNet_raw; none where no names of labels speak of left and right."""
+def _with_side_axis(settings: Any, values: dict[str, Any], plans: dict[str, Any], folder: Path) -> Any:
+    """Where pairs are set by hand, and the axis between their sides is not known: the one that headers tell."""
+    symmetry = settings.symmetry
+    plain = symmetry.mirroring == symmetry.test_time_mirroring == "plain"
+    wanted = "symmetry.pairs" in values and symmetry.pairs and not plain
+    if not wanted or symmetry.side_axis >= 0 or "symmetry.side_axis" in values:
+        return settings
+    from nnunet_anomaly.planners.symmetry import derived_side_axis
+
+    return settings.with_values({"symmetry.side_axis": derived_side_axis(_label_maps(folder.name), plans)})
+
+
+def _label_maps(dataset: str) -> list[Path]:
+    """Label maps of all training cases, from nnUNet_raw."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     from nnunet_anomaly.files import find_dataset_folder, nnunet_folder
-    from nnunet_anomaly.twins import pairs_by_name
 
-    if not pairs_by_name(dataset_json["labels"]):
-        return []
     folder = find_dataset_folder(nnunet_folder("nnUNet_raw"), dataset)
     return [Path(case["label"]) for case in get_filenames_of_train_images_and_targets(str(folder)).values()]
 

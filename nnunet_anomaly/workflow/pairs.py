@@ -66,8 +66,7 @@ def _named_pairs(folder: Path) -> tuple[tuple[Pair, ...], str]:
         if pairs:
             return pairs, f"anomaly.symmetry.pairs of {plans}"
     if dataset.is_file():
-        values = labels_by_name(load_json(dataset), dataset)
-        pairs = pairs_by_name({name: value[0] for name, value in values.items() if len(value) == 1})
+        pairs = pairs_by_name(labels_by_name(load_json(dataset), dataset))
         if pairs:
             return pairs, f"names of labels in {dataset}"
     raise SettingsError(

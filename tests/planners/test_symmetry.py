@@ -56,9 +56,10 @@ def test_names_and_places_make_a_pair(write, capsys):
 @pytest.mark.parametrize(
     ("orientations", "transpose_forward", "expected"),
     [
-        (["LPS", "RAI"], [0, 1, 2], 2),  # a flip along it does not matter
+        (["LPS", "LAI"], [0, 1, 2], 2),  # flips along other axes do not matter
+        (["RPS", "RPS"], [0, 1, 2], 2),  # nor does one that all have
         (["LPS", "LPS"], [2, 0, 1], 0),  # as nnU-Net orders axes where slices are sagittal
-        (["PSL", "PIR"], [0, 1, 2], 0),
+        (["PSL", "PIL"], [0, 1, 2], 0),
         (["PLS"], [0, 1, 2], 1),
         (["PLS"], [1, 0, 2], 0),
     ],
@@ -76,6 +77,21 @@ def test_images_that_lie_differently_have_no_common_axis(write):
     assert "not the same in all images" in warned and "DICOMOrient" in warned
     turned, warned = derive(label_maps, image_reader_writer="SimpleITKIOWithReorient")  # nnU-Net brings them to RAS
     assert turned == {"symmetry.pairs": [(1, 2)], "symmetry.side_axis": 2} and not warned
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+def test_arrays_in_which_left_and_right_change_places_are_said(write, reader):
+    label_maps = write({}, {"orientation": "RPS"}, {"orientation": "LPI"})
+    found, warned = derive(label_maps, image_reader_writer=reader)
+    assert found == {"symmetry.pairs": [(1, 2)], "symmetry.side_axis": 2}
+    assert f"left in 2 images and to the right in 1. {reader} leaves them so" in warned
+    assert "DICOMOrient" in warned and '"overwrite_image_reader_writer": "NibabelIOWithReorient"' in warned
+    assert derive(label_maps, image_reader_writer="NibabelIOWithReorient") == (found, "")
+
+
+def test_labels_in_lists_of_one_value_are_labels(write):
+    labels = {"background": 0, "femurs": [1, 2], "femur_left": [1], "femur_right": [2], "sacrum": 3}
+    assert derive(write({}), labels) == ({"symmetry.pairs": [(1, 2)], "symmetry.side_axis": 2}, "")
 
 
 def test_a_left_one_on_the_right_is_a_pair_and_is_said(write):
@@ -106,6 +122,8 @@ def test_pictures_have_left_and_right_in_their_columns(write):
 def test_a_reader_that_knows_no_patient_is_said(write):
     found, warned = derive(write({}), image_reader_writer="Tiff3DIO")
     assert not found and "Tiff3DIO does not say how images lie" in warned and "symmetry.side_axis" in warned
+    with pytest.warns(UserWarning, match=r"Tiff3DIO does not say.*symmetry\.side_axis=2"):
+        assert symmetry.derived_side_axis([], {**PLANS, "image_reader_writer": "Tiff3DIO"}) == -1
 
 
 def test_a_damaged_label_map_is_named_and_the_others_count(write):
@@ -171,6 +189,28 @@ def test_the_block_that_is_added_to_plans_has_pairs(sided, monkeypatch, capsys):
     assert (found["pairs"], found["side_axis"], found["mirroring"]) == ([[1, 2]], 2, "off")
     assert main([*command, "--set", "symmetry.pairs=[[1,4]]"]) == 2
     assert "symmetry.pairs has [4]; the dataset's labels are [1, 2]" in capsys.readouterr().err
+
+
+def test_pairs_that_are_set_take_the_axis_from_headers(sided, monkeypatch):
+    for folder in (sided, sided.parents[1] / "nnUNet_raw" / sided.name):
+        dataset = json.loads((folder / "dataset.json").read_text())
+        dataset["labels"] = {"background": 0, "knee": 1, "other knee": 2}
+        (folder / "dataset.json").write_text(json.dumps(dataset))
+
+    def planned(*values):
+        assert main(["plan", "-d", "101", "-p", "stock", *(f"--set={value}" for value in values)]) == 0
+        return json.loads((sided / "stock.json").read_text())["anomaly"]["symmetry"]["side_axis"]
+
+    assert main(["plan", "-d", "101", "-p", "stock", "--add-block"]) == 0
+    assert planned("seed=1") == -1
+    assert planned("symmetry.pairs=[[1,2]]", "symmetry.side_axis=0") == 0
+    assert planned("symmetry.side_axis=-1") == -1
+    assert planned("symmetry.pairs=[[1,2]]") == 2
+    monkeypatch.delenv("nnUNet_raw")
+    assert planned("symmetry.pairs=[[1,2]]") == 2  # known already
+    assert planned("symmetry.pairs=[]", "symmetry.side_axis=-1") == -1
+    plain = [f"symmetry.{name}=plain" for name in ("mirroring", "test_time_mirroring")]
+    assert planned("symmetry.pairs=[[1,2]]", *plain) == -1  # it does not matter then
 
 
 def test_our_planner_writes_pairs(sided, monkeypatch):

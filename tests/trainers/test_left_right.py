@@ -7,6 +7,7 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_anomaly.augmentation.twin_mirroring import TwinMirrorTransform
 from nnunet_anomaly.errors import SettingsError
@@ -185,6 +186,40 @@ def test_regions(new_trainer, files):
     assert equivariant(trainer.network.eval(), image, [0], [0, 2, 1])
 
 
+def network_after(trainer, test_time_mirroring):
+    """The network that prediction builds once the plans in the model's folder were changed."""
+    plans = copy.deepcopy(trainer.plans_manager.plans)
+    plans["anomaly"]["symmetry"]["test_time_mirroring"] = test_time_mirroring
+    manager, outputs = PlansManager(plans), trainer.label_manager.num_segmentation_heads
+    return trainer.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, outputs, False)
+
+
+def test_regions_may_go_from_off_to_swap_after_training(new_trainer, files):
+    plans, dataset_json = files
+    # twins at other places than those of labels, background first
+    dataset_json["labels"] = {"background": 0, "one": 1, "other": 2, "both": [1, 2]}
+    dataset_json["regions_class_order"] = [1, 2, 1]
+    off = {**PAIR, "symmetry__test_time_mirroring": "off"}
+    trainer = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=plans, dataset_json=dataset_json, **off)
+    assert not network_after(trainer, "off")._forward_hooks
+    (hook,) = network_after(trainer, "swap")._forward_hooks.values()
+    assert hook.output_twins == [1, 0, 2]
+
+
+@pytest.mark.parametrize("mirroring", ["swap", "plain"])
+@pytest.mark.parametrize("regions", [True, False])
+def test_swap_after_plain_is_refused(new_trainer, files, mirroring, regions):
+    plans, dataset_json = files
+    if regions:
+        dataset_json["labels"] = {"background": 0, "both": [1, 2], "one": 1, "other": 2}
+        dataset_json["regions_class_order"] = [1, 1, 2]
+    plain = {**PAIR, "symmetry__mirroring": mirroring, "symmetry__test_time_mirroring": "plain"}
+    trainer = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=plans, dataset_json=dataset_json, **plain)
+    assert not network_after(trainer, "plain")._forward_hooks
+    with pytest.raises(SettingsError, match="trained with plain"):
+        network_after(trainer, "swap")
+
+
 def test_regions_without_a_twin_are_refused_and_the_option_is_named(new_trainer, files):
     plans, dataset_json = files
     dataset_json["labels"] = {"background": 0, "both": [1, 2], "one": 1}
@@ -192,9 +227,13 @@ def test_regions_without_a_twin_are_refused_and_the_option_is_named(new_trainer,
     arguments = {"dataset_json": dataset_json, **PAIR}
     with pytest.raises(SettingsError, match=r"becomes one of \[2\].*symmetry\.test_time_mirroring=off"):
         new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=copy.deepcopy(plans), **arguments)
+    across = {**arguments, "symmetry__side_axis": 0}  # sagittal slices
+    assert new_trainer(nnUNetTrainerLeftRight, "2d", plans=copy.deepcopy(plans), **across).side_axis is None
     stale = {"symmetry__test_time_mirroring": "off", "symmetry__region_twins": [1, 0]}
     trainer = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=plans, **arguments, **stale)
-    assert trainer.settings.symmetry.region_twins == ()
+    assert trainer.settings.symmetry.region_twins == (-1, -1)
+    with pytest.raises(SettingsError, match="by regions of which one has no twin"):
+        network_after(trainer, "swap")
 
 
 def test_cascade(new_trainer, files):
