@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnunet_anomaly.dataset_conversion.splits import some_of
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.files import load_json, save_json, write_image
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 FILE_ENDING = ".nii.gz"
+ADDED_CASES = "added_cases"  # where add-cases keeps its records
 IMAGE_FOLDERS = {False: "imagesTr", True: "imagesTs"}
 LABEL_FOLDERS = {False: "labelsTr", True: "labelsTs"}
 # masks of 0 and 1 beside the dataset, which nnU-Net does not look at: lesions of training, validation and test cases
@@ -106,8 +108,10 @@ class DatasetWriter:
             case_ids: all cases that the dataset will have.
 
         Raises:
-            InputError: the folder holds another data set, or another folder has the same dataset number.
+            InputError: the folder holds another data set, or cases that add-cases put there, or another folder has the
+                same dataset number.
         """
+        self._refuse_added_cases()
         number = self.folder.name.split("_")[0]
         others = [path.name for path in sorted(self.folder.parent.glob(f"{number}_*")) if path != self.folder]
         if others:
@@ -127,6 +131,15 @@ class DatasetWriter:
         self._refuse_foreign_cases(set(case_ids))
         save_json(dict(self.origin), origin_file)
         self._tidy(case_ids)
+
+    def _refuse_added_cases(self) -> None:
+        """Refuse a folder that add-cases extended: to go on would undo that."""
+        added = sorted(path.stem for path in (self.folder / ADDED_CASES).glob("*.json"))
+        if added:
+            raise InputError(
+                f"{self.folder} has cases that add-cases put there or replaced ({some_of(added)}): to convert again "
+                "would undo that. Give another number with -d and add them there, or delete that folder."
+            )
 
     def _compare_origin(self, found: Mapping[str, Any]) -> None:
         """Refuse to go on in a folder that was made from something else."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +194,19 @@ def read_region(path: Path, labels: Sequence[int], image: sitk.Image, image_path
 def spacing_zyx_mm(image: sitk.Image) -> tuple[float, ...]:
     """Voxel size in the order of array axes (z, y, x)."""
     return tuple(float(size) for size in image.GetSpacing()[::-1])
+
+
+def finest_voxels_mm(files: Mapping[str, Path]) -> dict[str, float]:
+    """Finest voxel size of every case, from the headers of its images alone; they have been read whole before."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    found = {}
+    for case, path in files.items():
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        found[case] = float(min(reader.GetSpacing()))
+    return found
 
 
 def check_same_grid(image: sitk.Image, path: Path, other: sitk.Image, other_path: Path) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from nnunet_anomaly.class_distances import label_boxes, widened
-from nnunet_anomaly.geometry import dilate_mm
+from nnunet_anomaly.geometry import ROUNDING, dilate_mm
 from nnunet_anomaly.label_maps import as_label_map, check_labels, check_spacing
+
+DISTANCE_MM = 1.56  # 2 voxels of the paper's 0.78 mm
 
 
 def collision_set(
     label_map: np.ndarray,
     spacing_mm: Sequence[float],
     *,
-    distance_mm: float = 1.56,
+    distance_mm: float = DISTANCE_MM,
     labels: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Foreground voxels whose centre is within a distance of the centre of a voxel of another class.
@@ -26,7 +30,8 @@ def collision_set(
     Args:
         label_map: 2-D or 3-D, bool or integers in 0 to 65535, any memory layout; never changed.
         spacing_mm: voxel size along every axis.
-        distance_mm: 2 voxels of the paper's 0.78 mm.
+        distance_mm: by default 2 voxels of the paper's 0.78 mm. Below the finest voxel size nothing can collide (see
+            ``out_of_reach``), below the largest one nothing along that axis.
         labels: classes, default all but 0; others count as background.
 
     Returns:
@@ -43,7 +48,7 @@ def find_collisions(
     label_map: np.ndarray,
     spacing_mm: Sequence[float],
     *,
-    distance_mm: float = 1.56,
+    distance_mm: float = DISTANCE_MM,
     labels: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, dict[tuple[int, int], int]]:
     """``collision_set``, and how many voxels of each two labels (the lower one first) are too near to one another.
@@ -69,3 +74,25 @@ def find_collisions(
                 if voxels:
                     by_pair[min(label, other), max(label, other)] += voxels
     return collisions, dict(sorted(by_pair.items()))
+
+
+def out_of_reach(finest_voxel_mm: Mapping[str, float], distance_mm: float) -> dict[str, Any] | None:
+    """Cases in which nothing can collide, as no two of their voxels are within the distance; None where there are none.
+
+    Args:
+        finest_voxel_mm: finest voxel size of every case.
+        distance_mm: as in ``collision_set``.
+
+    Returns:
+        As JSON: how many ``cases`` ``of`` how many, the ``finest_voxel_mm`` of them all, and the
+        ``smallest_distance_mm`` that reaches a neighbouring voxel in each of them (rounded up to 0.001).
+    """
+    sizes_mm = [size_mm for size_mm in finest_voxel_mm.values() if size_mm > distance_mm * (1 + ROUNDING)]
+    if not sizes_mm:
+        return None
+    return {
+        "cases": len(sizes_mm),
+        "of": len(finest_voxel_mm),
+        "finest_voxel_mm": round(min(sizes_mm), 6),
+        "smallest_distance_mm": math.ceil(round(1000 * max(sizes_mm), 3)) / 1000,
+    }

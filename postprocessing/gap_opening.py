@@ -14,7 +14,7 @@ from nnunet_anomaly.connected_components import Connectivity, label_components
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.geometry import ROUNDING, bounding_box
 from nnunet_anomaly.label_maps import as_label_map, check_labels
-from nnunet_anomaly.postprocessing.collisions import find_collisions
+from nnunet_anomaly.postprocessing.collisions import DISTANCE_MM, find_collisions
 
 Offset = tuple[int, ...]
 
@@ -23,17 +23,18 @@ def open_gaps(
     label_map: np.ndarray,
     spacing_mm: Sequence[float],
     *,
-    distance_mm: float = 1.56,
+    distance_mm: float = DISTANCE_MM,
     labels: Sequence[int] | None = None,
     connectivity: Connectivity = 26,
 ) -> np.ndarray:
     """Make voxels background, nearest ones first, until no two classes are within a distance of one another.
 
     The voxels that lie nearest to another class go first, those of both classes at once, then the next nearest of what
-    is left, and so on up to the distance. So both sides of a closed gap lose the same number of layers, between flat
-    walls no more than it takes, and only voxels of the collision set go. A component that would vanish is left alone,
-    and so is what collides with it alone: a small structure is not lost to a large one. Where a gap lies is a guess:
-    the paper counts collisions and leaves the gap to a person.
+    is left, and so on up to the distance. So both sides of a closed gap lose the same number of layers, and only voxels
+    of the collision set go. Among openings that treat both sides alike it is the smallest between flat walls alone; on
+    curved ones more goes than it takes. A component that would vanish is left alone, and so is what collides with it
+    alone: a small structure is not lost to a large one. Where a gap lies is a guess: the paper counts collisions and
+    leaves the gap to a person.
 
     Args:
         label_map: 2-D or 3-D, bool or integers in 0 to 65535, any memory layout; never changed.
@@ -60,7 +61,7 @@ def open_gaps_with_record(
     label_map: np.ndarray,
     spacing_mm: Sequence[float],
     *,
-    distance_mm: float = 1.56,
+    distance_mm: float = DISTANCE_MM,
     labels: Sequence[int] | None = None,
     connectivity: Connectivity = 26,
 ) -> tuple[np.ndarray, dict[str, Any]]:

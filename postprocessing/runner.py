@@ -25,7 +25,8 @@ from nnunet_anomaly.files import (
     save_json,
     write_image,
 )
-from nnunet_anomaly.label_maps import ENDINGS, files_by_case, read_label_map, spacing_zyx_mm
+from nnunet_anomaly.label_maps import ENDINGS, files_by_case, finest_voxels_mm, read_label_map, spacing_zyx_mm
+from nnunet_anomaly.postprocessing.collisions import DISTANCE_MM, out_of_reach
 from nnunet_anomaly.postprocessing.components import keep_components_with_record
 from nnunet_anomaly.postprocessing.gap_opening import open_gaps_with_record
 from nnunet_anomaly.postprocessing.symmetric_components import symmetric_components_with_record
@@ -124,11 +125,11 @@ def postprocess_folder(
 ) -> Outcome:
     """Apply steps to every label map of a folder; cases that are finished with the same steps are not repeated.
 
-    Writes the label maps under their names and in their dtype, what was done to each of them to
-    ``postprocessing/<case>.json``, the sum over all cases to ``postprocessing.json``, and copies of dataset.json and
-    plans.json where there are any. A case that fails has no label map afterwards, and one that is no longer among the
-    input neither, so that none of an earlier run is taken for it. Where there is a dataset.json, a label map with a
-    label that it does not have is a failed case.
+    Writes the label maps under their names (integers in their dtype, floating-point numbers as uint8, or uint16 with
+    labels above 255), what was done to each of them to ``postprocessing/<case>.json``, the sum over all cases to
+    ``postprocessing.json``, and copies of dataset.json and plans.json where there are any. A case that fails has no
+    label map afterwards, and one that is no longer among the input neither, so that none of an earlier run is taken for
+    it. Where there is a dataset.json, a label map with a label that it does not have is a failed case.
 
     Args:
         input_folder: label maps (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``).
@@ -167,9 +168,20 @@ def postprocess_folder(
         "cases": len(finished),
         "removed": _sum_up([record["steps"] for record in records], len(steps)),
         "changes": _sum_changes([record["changes"] for record in records]),
+        "out_of_reach": _steps_out_of_reach(steps, {case: files[case] for case in finished}),
     }
     save_json({**summary, "failed": outcome.failed}, output_folder / f"{RECORDS}.json")
     return outcome
+
+
+def _steps_out_of_reach(steps: Sequence[Mapping[str, Any]], files: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Distances of ``open_gaps`` that reach no other voxel, so that the step did nothing, and in which cases."""
+    distances_mm = [step.get("distance_mm", DISTANCE_MM) for step in steps if step["step"] == "open_gaps"]
+    if not distances_mm:
+        return []
+    finest_mm = finest_voxels_mm(files)
+    found = ((distance_mm, out_of_reach(finest_mm, distance_mm)) for distance_mm in distances_mm)
+    return [{"distance_mm": distance_mm, **entry} for distance_mm, entry in found if entry]
 
 
 def _refuse_unknown_labels(steps: Sequence[Mapping[str, Any]], known: Sequence[int] | None, folder: Path) -> None:

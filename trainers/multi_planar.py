@@ -82,6 +82,24 @@ class nnUNetTrainerMultiPlanar(FineTuning):
             )
         return network
 
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net; views are those of the checkpoint.
+
+        Raises:
+            SettingsError: the checkpoint has another number of views than the plans.
+        """
+        checkpoint = filename_or_checkpoint
+        if isinstance(checkpoint, str):
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        there, views = len(checkpoint["network_weights"].get("frames", ())), self.settings.multi_planar.views
+        if there not in (0, views):  # without any it is of another network, as nnU-Net will say
+            name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "The checkpoint"
+            raise SettingsError(
+                f"{name} has {there} views, and multi_planar.views of the plans is {views}. Set it to {there} to go on "
+                f"from there, or train with {views} from the start, with plans of another name."
+            )
+        super().load_checkpoint(filename_or_checkpoint)
+
     def on_train_start(self) -> None:
         """As nnU-Net; the network learns here whether classes exclude each other, which its checkpoints then say."""
         super().on_train_start()

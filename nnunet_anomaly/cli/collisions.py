@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_anomaly.cli.output import print_failures, print_table
+from nnunet_anomaly.cli.output import print_failures, print_table, warn_out_of_reach
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import load_json
 
@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.56,
         metavar="MM",
-        help="voxels of two structures collide that are not further apart (default: 1.56, Xu's 2 voxels)",
+        help="voxels of two structures collide whose centres are not further apart (default: 1.56, Xu's 2 voxels of "
+        "0.78 mm). Give 2 of your voxels, at least the largest voxel size; below the finest one nothing collides",
     )
     parser.add_argument(
         "-l",
@@ -54,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     if known is not None and (unknown := sorted(set(args.labels or ()) - set(known))):
         raise InputError(f"-l: {args.i / 'dataset.json'} has no labels {unknown}; it has {list(known)}.")
     outcome = collide_cases(files, args.o, args.distance_mm, args.labels, known, args.np)
-    _print_summary(load_json(args.o / SUMMARY))
+    summary = load_json(args.o / SUMMARY)
+    _print_summary(summary)
     print(f"{len(outcome.done)} done, {len(outcome.skipped)} were there already, {len(outcome.failed)} failed.")
+    warn_out_of_reach(summary["out_of_reach"], "--distance-mm", args.distance_mm)
     print_failures(outcome)
     return outcome.exit_code
 

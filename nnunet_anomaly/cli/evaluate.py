@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_anomaly import __version__
-from nnunet_anomaly.cli.output import mean_and_sd, print_failures, print_table, print_without_reference
+from nnunet_anomaly.cli.output import (
+    mean_and_sd,
+    print_failures,
+    print_table,
+    print_without_reference,
+    warn_out_of_reach,
+)
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import load_json, run_cases, save_json
 
@@ -70,7 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--collision-mm",
         type=float,
-        help=f"with --gaps: voxels of two structures collide that are not further apart (default: {COLLISION_MM})",
+        help="with --gaps: voxels of two structures collide whose centres are not further apart (default: "
+        f"{COLLISION_MM}, Xu's 2 voxels of 0.78 mm). Give 2 of your voxels, at least the largest voxel size; below the "
+        "finest one nothing collides",
     )
     parser.add_argument(
         "--save-gaps",
@@ -94,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
         GAP_FIGURES,
         add_missing,
         collect_rows,
+        collisions_out_of_reach,
         evaluate_file,
+        forget_gap_regions,
         name_methods,
         record_path,
         save_gap_region,
@@ -117,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"No file in {', '.join(map(str, args.pred))} has the name of one in {args.ref}.")
     outcome = run_cases(evaluate_file, cases, args.np, "evaluate")
     if args.save_gaps:
+        forget_gap_regions(args.save_gaps, references)
         work = [(f"gap region: {case}", (path, args.save_gaps, measures)) for case, path in references.items()]
         outcome.failed |= run_cases(save_gap_region, work, args.np, "gap regions").failed
     add_missing(outcome, references, predictions, methods)
@@ -125,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     summaries, comparisons = summary_rows(rows, metrics), comparison_rows(rows, metrics)
     by_case = [{**row, "structure": WHOLE_CASE} for row in gap_rows]
     gap_summaries, gap_comparisons = summary_rows(by_case, GAP_FIGURES), comparison_rows(by_case, GAP_FIGURES)
+    beyond = collisions_out_of_reach(references, gap_rows, measures.gaps)
     settings = {key: value for key, value in measures.settings().items() if key != "known"}
     extra = {method: sorted(set(files) - set(references)) for method, files in predictions.items()}
     summary = {
@@ -132,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
         "methods": {name: str(folder) for name, folder in methods.items()},
         "results": nested(summaries),
         **({"gaps": {method: by[WHOLE_CASE] for method, by in nested(gap_summaries).items()}} if measures.gaps else {}),
+        **({"collisions_out_of_reach": beyond} if measures.gaps else {}),
         "failed": outcome.failed,
         "predictions_without_reference": extra,
     }
@@ -145,6 +158,8 @@ def run(args: argparse.Namespace) -> int:
     _print_collisions(gap_rows)
     _print_comparisons(comparisons)
     print_without_reference(extra)
+    if measures.gaps:
+        warn_out_of_reach(beyond, "--collision-mm", measures.gaps.collision_mm)
     print_failures(outcome)
     return outcome.exit_code
 

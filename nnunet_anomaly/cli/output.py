@@ -1,4 +1,4 @@
-"""What several verbs print: tables, and the cases that failed."""
+"""What several verbs print: tables, warnings, and the cases that failed."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ def print_without_reference(by_method: Mapping[str, Sequence[str]]) -> None:
     for method, names in by_method.items():
         if names:
             print(f"{method}: {len(names)} predictions have no reference and were left out: {', '.join(names)}")
+
+
+def warn_out_of_reach(found: Mapping[str, Any] | None, option: str, distance_mm: float) -> None:
+    """Say on the error stream where a distance reaches no other voxel, as ``collisions.out_of_reach`` found."""
+    if found:
+        print(
+            f"Warning: in {found['cases']} of {found['of']} cases {option} {distance_mm:g} is less than the finest "
+            f"voxel size ({found['finest_voxel_mm']:g} mm or more): no two structures count as too near there, even "
+            "where they touch. The smallest distance that reaches in all of them is "
+            f"{found['smallest_distance_mm']:g}; Xu's is 2 voxels.",
+            file=sys.stderr,
+        )
 
 
 def print_failures(outcome: Outcome) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_anomaly.cli.output import print_failures, print_table
+from nnunet_anomaly.cli.output import print_failures, print_table, warn_out_of_reach
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.files import load_json
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="MM",
         help="at last open closed gaps: make voxels background, nearest first, until no two structures are within this "
-        "distance (1.56 is Xu's 2 voxels)",
+        "distance (Xu's: 1.56, 2 voxels of 0.78 mm; give 2 of your voxels, at least the largest voxel size)",
     )
     parser.add_argument(
         "--connectivity", type=int, choices=(6, 18, 26), help="voxels connect by faces, edges or corners (default: 26)"
@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         _print_step(by_label)
     _print_changes(summary["changes"])
     print(f"{len(outcome.done)} done, {len(outcome.skipped)} were there already, {len(outcome.failed)} failed.")
+    for found in summary["out_of_reach"]:
+        warn_out_of_reach(found, "distance_mm of open_gaps", found["distance_mm"])
     print_failures(outcome)
     return outcome.exit_code
 

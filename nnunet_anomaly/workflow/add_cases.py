@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_anomaly.dataset_conversion.writer import check_images
+from nnunet_anomaly.dataset_conversion.writer import ADDED_CASES, check_images
 from nnunet_anomaly.dataset_roles import channel_names, label_values
 from nnunet_anomaly.errors import InputError, LabelError
 from nnunet_anomaly.files import (
@@ -24,8 +24,6 @@ from nnunet_anomaly.files import (
     write_image,
 )
 from nnunet_anomaly.label_maps import ENDINGS, as_label_map, check_same_grid, files_by_case, labels_in, read_label_map
-
-RECORDS = "added_cases"
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class RawDataset:
 
     def record_path(self, case: str) -> Path:
         """Where it is kept what an added case was made from."""
-        return self.folder / RECORDS / f"{case}.json"
+        return self.folder / ADDED_CASES / f"{case}.json"
 
 
 def add_cases(
@@ -88,7 +86,8 @@ def add_cases(
     """Add cases to a dataset, each checked before anything of it is written, and count them in dataset.json.
 
     Images are copied (written anew in the dataset's format, if theirs is another), label maps written as uint8 or
-    uint16 on the image's grid. A case that was added from the same files is not repeated.
+    uint16 on the image's grid. A case that was added from the same files, and has not been changed since, is not
+    repeated.
 
     Args:
         dataset: see there.
@@ -146,7 +145,7 @@ def _refuse_replacing(
         case
         for case in labels
         if any(path.exists() for path in (*dataset.image_paths(case), dataset.label_path(case)))
-        and not _was_begun(dataset.record_path(case), _source(sources[case], labels[case]))
+        and not _may_go_on(dataset, case, _source(sources[case], labels[case]))
     ]
     if there:
         raise InputError(
@@ -159,8 +158,19 @@ def _source(images: Sequence[Path | None], label: Path) -> Any:
     return made_from([*(path for path in images if path is not None), label], {})
 
 
-def _was_begun(record: Path, source: Any) -> bool:
-    return record.is_file() and load_json(record).get("begun_from") == source
+def _may_go_on(dataset: RawDataset, case: str, source: Any) -> bool:
+    """Whether a case was begun from these files, and what was finished of it has not been changed since."""
+    path = dataset.record_path(case)
+    record = load_json(path) if path.is_file() else {}
+    return record.get("begun_from") == source and (
+        "written" not in record or record["written"] == _state(dataset, case)
+    )
+
+
+def _state(dataset: RawDataset, case: str) -> dict[str, list[int]]:
+    """Size and time of change of a training case's files, by name; what is not there is left out."""
+    paths = (*dataset.image_paths(case), dataset.label_path(case))
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.exists()}
 
 
 def _add_case(dataset: RawDataset, case: str, sources: Sequence[Path | None], label_source: Path, folder: Path) -> bool:
@@ -173,7 +183,7 @@ def _add_case(dataset: RawDataset, case: str, sources: Sequence[Path | None], la
         raise InputError(f"{folder} has no image {', '.join(lacking)}.")
     targets, label_target, record = dataset.image_paths(case), dataset.label_path(case), dataset.record_path(case)
     source = _source(paths, label_source)
-    if all(path.exists() for path in (*targets, label_target)) and is_up_to_date(record, source):
+    if is_up_to_date(record, source) and load_json(record).get("written") == _state(dataset, case):
         return False
     images = [read_image(path) for path in paths]
     check_images(case, images, dataset.channels)
@@ -192,5 +202,5 @@ def _add_case(dataset: RawDataset, case: str, sources: Sequence[Path | None], la
     result = sitk.GetImageFromArray(compact if compact.max() > 255 else compact.astype(np.uint8))
     result.CopyInformation(images[0])
     write_image(result, label_target)
-    save_json({"begun_from": source, "made_from": source}, record)
+    save_json({"begun_from": source, "made_from": source, "written": _state(dataset, case)}, record)
     return True

@@ -13,8 +13,8 @@ import numpy as np
 from nnunet_anomaly import __version__
 from nnunet_anomaly.evaluation.cohort import save_table
 from nnunet_anomaly.files import Outcome, is_up_to_date, load_json, made_from, run_cases, save_json, save_volume
-from nnunet_anomaly.label_maps import read_label_map, spacing_zyx_mm
-from nnunet_anomaly.postprocessing.collisions import find_collisions
+from nnunet_anomaly.label_maps import finest_voxels_mm, read_label_map, spacing_zyx_mm
+from nnunet_anomaly.postprocessing.collisions import find_collisions, out_of_reach
 
 ENDING = ".nii.gz"
 RECORDS = "cases"
@@ -57,6 +57,7 @@ def collide_cases(
     summary = {
         "version": __version__,
         "settings": {"distance_mm": distance_mm, "labels": labels},
+        "out_of_reach": out_of_reach(finest_voxels_mm({case: files[case] for case in records}), distance_mm),
         **summarise(cases),
         "pairs": _sum_pairs(by_case),
         "ranking": cases,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from nnunet_anomaly.evaluation.cohort import absent_structure, json_safe, struct
 from nnunet_anomaly.evaluation.gap import gap_dice, gap_region
 from nnunet_anomaly.evaluation.overlap import overlap_counts
 from nnunet_anomaly.files import Outcome, is_up_to_date, load_json, made_from, save_json, save_volume
-from nnunet_anomaly.label_maps import case_name, check_same_grid, read_label_map, spacing_zyx_mm
-from nnunet_anomaly.postprocessing.collisions import collision_set
+from nnunet_anomaly.label_maps import case_name, check_same_grid, finest_voxels_mm, read_label_map, spacing_zyx_mm
+from nnunet_anomaly.postprocessing.collisions import collision_set, out_of_reach
 
 GAP_FIGURES = ("gap_voxels", "gap_dsc_mean", "gap_dsc_pooled", "collision_voxels")
 Structures = Mapping[str, Sequence[int]]
@@ -130,6 +130,24 @@ def measure_gaps(
     collisions = collision_set(prediction, spacing_mm, distance_mm=gaps.collision_mm, labels=list(labels.values()))
     found = (in_gap.region_voxels, in_gap.mean, in_gap.pooled, int(np.count_nonzero(collisions)))
     return dict(zip(GAP_FIGURES, found, strict=True))
+
+
+def collisions_out_of_reach(
+    references: Mapping[str, Path], gap_rows: Iterable[Mapping[str, Any]], gaps: Gaps | None
+) -> dict[str, Any] | None:
+    """In which of the cases that were measured nothing can collide, see ``collisions.out_of_reach``."""
+    if gaps is None:
+        return None
+    measured = {row["case"]: references[row["case"]] for row in gap_rows}
+    return out_of_reach(finest_voxels_mm(measured), gaps.collision_mm)
+
+
+def forget_gap_regions(folder: Path, references: Container[str]) -> None:
+    """Remove the gap regions that an earlier run made of references that are gone, their records first."""
+    for record in (folder / "made_from").glob("*.json"):
+        if record.stem not in references:
+            record.unlink()
+            (folder / f"{record.stem}.nii.gz").unlink(missing_ok=True)
 
 
 def save_gap_region(reference_file: Path, folder: Path, measures: Measures) -> bool:

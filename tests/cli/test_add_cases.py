@@ -147,6 +147,23 @@ def test_a_training_case_of_the_dataset_is_not_overwritten(workspace, capsys):
     assert after["dataset.json"] == before["dataset.json"]
 
 
+def test_replace_writes_what_it_is_given_though_it_was_added_before(workspace, capsys):
+    """Another label map has come to the dataset since: it is neither passed over, nor overwritten without --replace."""
+    assert add(workspace) == 0
+    path = workspace / "nnUNet_raw" / DATASET / "labelsTr/hip_2.nii.gz"
+    once = path.read_bytes()
+    write(labels(3), path)
+    changed = path.read_bytes()
+    capsys.readouterr()
+    assert add(workspace) == 2
+    assert "hip_2 already" in capsys.readouterr().err and path.read_bytes() == changed
+    assert add(workspace, "--replace") == 0
+    assert "1 added, 1 were added before" in capsys.readouterr().out
+    assert path.read_bytes() == once
+    path.unlink()
+    assert add(workspace, "--replace") == 0 and path.read_bytes() == once
+
+
 def test_a_run_that_was_killed_is_taken_up(workspace, monkeypatch):
     from nnunet_anomaly.workflow import add_cases as module
 

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError
+from nnunet_anomaly.workflow.add_cases import RawDataset, add_cases
 
 DESCRIPTION = DatasetDescription(
     channel_names=["T1", "T2"],
@@ -240,6 +241,22 @@ def test_going_on_with_something_else_is_refused(writer, tmp_path):
     with pytest.raises(InputError, match="of no case of this release"):
         writer.claim(["b"])
     assert writer.is_finished("a")
+
+
+def test_a_dataset_that_add_cases_changed_is_not_converted_again(writer, tmp_path):
+    for case_id in ("a", "b"):
+        write(writer, case_id)
+    writer.finish(["a", "b"], {}, None)
+    corrected = labels()
+    corrected[0, 0, 0] = 2
+    (tmp_path / "corrected").mkdir()
+    sitk.WriteImage(volume(corrected.astype(np.uint8)), str(tmp_path / "corrected/a.nii.gz"))
+    dataset = RawDataset.read(writer.folder)
+    assert add_cases(dataset, writer.folder / "imagesTr", tmp_path / "corrected", replace=True).done == ["a"]
+    before = {name: (writer.folder / name).read_bytes() for name in files_of(writer)}
+    with pytest.raises(InputError, match=r"add-cases put there or replaced \(a\)"):
+        writer.claim(["a", "b"])
+    assert before == {name: (writer.folder / name).read_bytes() for name in files_of(writer)}
 
 
 def test_writer_travels_to_workers(writer):

@@ -347,6 +347,34 @@ def test_gap_regions_are_saved(folders):
     assert not sitk.GetArrayFromImage(sitk.ReadImage(str(saved / "case_0.nii.gz"))).any()
 
 
+def test_gap_regions_of_references_that_are_gone_are_removed(folders):
+    saved = folders / "regions"
+    assert evaluate(folders, "--gaps", "--save-gaps", str(saved)) == 0
+    (folders / "ref/case_1.nii.gz").unlink()
+    write(blocks(), saved / "of_another_make.nii.gz")
+    assert evaluate(folders, "--gaps", "--save-gaps", str(saved)) == 0
+    names = [f"case_{i}.nii.gz" for i in (0, 2, 3, 4)]
+    assert sorted(path.name for path in saved.glob("*.nii.gz")) == [*names, "of_another_make.nii.gz"]
+    assert sorted(path.name for path in (saved / "made_from").iterdir()) == [f"case_{i}.json" for i in (0, 2, 3, 4)]
+
+
+def test_a_distance_at_which_nothing_can_collide_is_said(folders, capsys):
+    assert evaluate(folders, "--gaps", "--collision-mm", "0.5") == 0
+    assert "Warning" not in capsys.readouterr().err
+    assert read_json(folders / "out/summary.json")["collisions_out_of_reach"] is None
+    for folder in ("ref", "plain", "aware"):
+        write(blocks(), folders / folder / "case_2.nii.gz", (0.3, 0.5, 2.0))
+    assert evaluate(folders, "--gaps", "--collision-mm", "0.4") == 0
+    error = capsys.readouterr().err
+    assert error.count("Warning") == 1
+    assert "in 4 of 5 cases --collision-mm 0.4 is less than the finest voxel size (0.5 mm or more)" in error
+    found = read_json(folders / "out/summary.json")["collisions_out_of_reach"]
+    assert found == {"cases": 4, "of": 5, "finest_voxel_mm": 0.5, "smallest_distance_mm": 0.5}
+    assert evaluate(folders) == 0
+    assert "Warning" not in capsys.readouterr().err
+    assert "collisions_out_of_reach" not in read_json(folders / "out/summary.json")
+
+
 def test_only_structures_that_are_evaluated_have_gaps(folders):
     crowded = blocks()
     crowded[1:5, 9:11, 3:9] = 3

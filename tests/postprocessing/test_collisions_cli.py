@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nnunet_anomaly.cli.main import main
-from nnunet_anomaly.postprocessing.collisions import collision_set, find_collisions
+from nnunet_anomaly.postprocessing.collisions import collision_set, find_collisions, out_of_reach
 
 SPACING_MM_XYZ = (0.5, 0.5, 2.0)
 VOXEL_MM3 = 0.5
@@ -125,6 +125,39 @@ def test_finished_cases_are_not_repeated_and_changed_ones_are(folder, capsys):
     (folder / "in/near.nii.gz").unlink()
     assert collide(folder, "--distance-mm", "0.5") == 0
     assert not (folder / "out/near.nii.gz").exists() and len(rows_of(folder / "out/collisions.csv")) == 2
+
+
+def test_a_distance_that_reaches_no_other_voxel_is_said(folder, capsys):
+    write(bones(0), folder / "in/coarse.nii.gz", (1.7, 2.5, 3.0))
+    write(bones(0), folder / "in/coarser.nii.gz", (2.0001, 3.2, 4.0))
+    assert collide(folder) == 0
+    error = capsys.readouterr().err
+    assert error.count("Warning") == 1
+    assert "in 2 of 5 cases --distance-mm 1.56 is less than the finest voxel size (1.7 mm or more)" in error
+    assert "reaches in all of them is 2.001" in error
+    summary = json.loads((folder / "out/collisions.json").read_text())
+    expected = {"cases": 2, "of": 5, "finest_voxel_mm": 1.7, "smallest_distance_mm": 2.001}
+    assert summary["out_of_reach"] == expected
+    assert collide(folder) == 0 and "Warning" in capsys.readouterr().err  # of finished cases too
+    assert collide(folder, "--distance-mm", "2.001") == 0
+    assert "Warning" not in capsys.readouterr().err
+    assert json.loads((folder / "out/collisions.json").read_text())["out_of_reach"] is None
+    assert all(
+        int(row["collision_voxels"]) for row in rows_of(folder / "out/collisions.csv") if "coarse" in row["case"]
+    )
+
+
+@given(st.lists(st.floats(0.1, 5), max_size=4), st.floats(0, 5))
+def test_out_of_reach_is_where_two_voxels_side_by_side_do_not_collide(sizes_mm, distance_mm):
+    def collide_at(distance_mm: float, size_mm: float) -> bool:
+        return bool(collision_set(np.array([[1, 2]]), (2 * size_mm, size_mm), distance_mm=distance_mm).any())
+
+    blind = [size_mm for size_mm in sizes_mm if not collide_at(distance_mm, size_mm)]
+    found = out_of_reach({str(number): size_mm for number, size_mm in enumerate(sizes_mm)}, distance_mm)
+    assert (found["cases"] if found else 0) == len(blind)
+    if found:
+        assert all(collide_at(found["smallest_distance_mm"], size_mm) for size_mm in blind)
+        assert found["smallest_distance_mm"] - max(blind) < 0.00101 and found["of"] == len(sizes_mm)
 
 
 def test_two_processes_give_the_same(folder):

@@ -248,6 +248,20 @@ def test_closed_gaps_are_opened_at_last(predicted, capsys):
     assert "open_gaps: distance_mm 0.4" in capsys.readouterr().out
 
 
+def test_a_distance_too_small_to_open_any_gap_is_said(predicted, capsys):
+    finest_mm = min(sitk.ReadImage(str(predicted / "in/hip_0.nii.gz")).GetSpacing())
+    assert postprocess(predicted, "--open-gaps-mm", str(finest_mm)) == 0
+    assert "Warning" not in capsys.readouterr().err
+    assert json.loads((predicted / "out/postprocessing.json").read_text())["out_of_reach"] == []
+    steps = [{"step": "open_gaps", "distance_mm": 0.9 * finest_mm}, {"step": "open_gaps"}]
+    (predicted / "steps.json").write_text(json.dumps({"steps": steps}))
+    assert postprocess(predicted, "--settings", str(predicted / "steps.json")) == 0
+    error = capsys.readouterr().err
+    assert error.count("Warning") == 1 and f"in 3 of 3 cases distance_mm of open_gaps {0.9 * finest_mm:g} is" in error
+    (entry,) = json.loads((predicted / "out/postprocessing.json").read_text())["out_of_reach"]
+    assert entry["distance_mm"] == 0.9 * finest_mm and entry["cases"] == entry["of"] == 3
+
+
 def test_records_of_another_make_are_made_again(predicted, capsys):
     assert postprocess(predicted) == 0
     record = predicted / "out/postprocessing/hip_1.json"
@@ -319,6 +333,14 @@ def test_other_formats_and_dtypes_are_kept(tmp_path, ending):
     cleaned = read(tmp_path / f"out/case{ending}")
     assert cleaned.dtype == np.int16
     np.testing.assert_array_equal(cleaned, keep_components(array, (1, 1, 1)))
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1, np.uint8), (150, np.uint16)])
+def test_floating_point_numbers_become_the_integers_that_hold_them(tmp_path, factor, expected):
+    array = label_map(0).astype(np.float64) * factor
+    write(array, tmp_path / "in/case.nii.gz")
+    assert postprocess(tmp_path) == 0
+    assert read(tmp_path / "out/case.nii.gz").dtype == expected
 
 
 def test_empty_label_map_stays_empty(tmp_path):

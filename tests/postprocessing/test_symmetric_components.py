@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from nnunet_anomaly.errors import GeometryError, LabelError, SettingsError
+from nnunet_anomaly.geometry import bounding_box
 from nnunet_anomaly.postprocessing import symmetric_components as module
 from nnunet_anomaly.postprocessing.collisions import collision_set
 from nnunet_anomaly.postprocessing.gap_opening import open_gaps
@@ -167,8 +168,9 @@ def test_real_pelves_with_swapped_pieces_and_islands_are_restored_exactly(real_d
     assert len(paths) == 6
     image = sitk.ReadImage(str(paths[number]))
     truth = sitk.GetArrayFromImage(image).astype(np.uint8)
+    truth = truth[bounding_box(truth != 0, margin_voxels=4)]
     spacing_mm = image.GetSpacing()[::-1]
-    np.testing.assert_array_equal(symmetric_components(truth, spacing_mm, pairs=PAIRS), truth)
+    assert np.array_equal(symmetric_components(truth, spacing_mm, pairs=PAIRS), truth)
     wrong = truth.copy()
     for label, twin in ((1, 2), (2, 1), (3, 4), (4, 3)):
         slices = np.flatnonzero((truth == label).any(axis=(1, 2)))
@@ -178,9 +180,9 @@ def test_real_pelves_with_swapped_pieces_and_islands_are_restored_exactly(real_d
     wrong[corner] = np.where(truth[corner] == 0, 5, truth[corner])
     assert np.count_nonzero(wrong != truth) > 1000
     found = symmetric_components(wrong, spacing_mm, pairs=PAIRS)
-    np.testing.assert_array_equal(found, truth)
-    before, after, of_truth = (np.count_nonzero(collision_set(of, spacing_mm)) for of in (wrong, found, truth))
-    assert after == of_truth < 1100 and before > of_truth + 1000
+    assert np.array_equal(found, truth)
+    before, after = (np.count_nonzero(collision_set(of, spacing_mm)) for of in (wrong, found))
+    assert after < 1100 and before > after + 1000
     # and what is left of E can be opened
     opened = open_gaps(found, spacing_mm)
     assert not collision_set(opened, spacing_mm).any()

@@ -56,6 +56,16 @@ def test_training_writes_views_into_the_checkpoint_and_goes_on_with_them(make, t
     np.testing.assert_allclose(loader.frames, draw_frames(6, 60, 1234), atol=1e-7)
 
 
+def test_another_number_of_views_than_the_checkpoints_is_refused(make, tmp_path):
+    trainer = make()
+    trainer.initialize()
+    path = str(tmp_path / "checkpoint.pth")
+    trainer.save_checkpoint(path)
+    other = make(multi_planar__views=3)
+    with pytest.raises(SettingsError, match=r"checkpoint.pth has 6 views, .* of the plans is 3\. Set it to 6"):
+        other.load_checkpoint(path)
+
+
 def test_nnunets_predictor_gives_the_mean_probability(make):
     trainer = make()
     trainer.initialize()
