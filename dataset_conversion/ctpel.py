@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,6 +88,21 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Structures:
+    """What a label map or a SEG holds.
+
+    Attributes:
+        parts: on the CT's grid.
+        left_out: what the file calls those that ``--label-names`` maps to null.
+        notes: for the report.
+    """
+
+    parts: list[Part]
+    left_out: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Options:
     """What the user chose of how a case is converted; see ``add_arguments``."""
 
@@ -155,7 +171,29 @@ def run(args: argparse.Namespace) -> int:
     }
     writer = open_writer(args, cases, DESCRIPTION, more)
     save_roles(args, writer, cases)
-    return convert_cases(args, writer, cases, convert_case, (options,), lambda subjects: make_folds(cases, subjects))
+    code = convert_cases(args, writer, cases, convert_case, (options,), lambda subjects: make_folds(cases, subjects))
+    records = [record for case in cases if (record := writer.record(case.case_id)) is not None]
+    if unused := unused_names(names or {}, records):
+        print(
+            f"WARNING: {args.label_names} has {some_of([repr(name) for name in unused])}, which no finished case has. "
+            "Is that how they are spelt there?",
+            file=sys.stderr,
+        )
+    return code
+
+
+def unused_names(names: Mapping[str, str | None], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Segments or labels of ``--label-names`` that no case has; empty where no case has a label map.
+
+    Args:
+        names: the table.
+        records: of the finished cases.
+    """
+    found: set[str] = set()
+    for record in records:
+        found.update(record.get("left_out", []))
+        found.update(entry["named"] for entry in record.get("sides", {}).get("structures", {}).values())
+    return [name for name in names if found and not found & {name, _label_named(name)}]
 
 
 def read_label_names(path: Path) -> dict[str, str | None]:
@@ -267,27 +305,27 @@ def chosen_cases(cases: Sequence[Case], only: Path | None, options: Options) -> 
 
 def convert_case(writer: DatasetWriter, case: Case, test: bool, options: Options) -> None:
     """Convert one case into the dataset."""
-    image, parts, notes = read_case(case, options)
-    if parts is None:
-        writer.write_case(case.case_id, [image], None, test=test, details=case.to_record(notes=notes))
+    image, found = read_case(case, options)
+    if found is None:
+        writer.write_case(case.case_id, [image], None, test=test, details=case.to_record())
         return
     where = str(case.sources.get("labels", case.sources.get("dicom")))
-    notes += check_parts(parts, image.GetSpacing()[::-1], where)
-    label, sides, side_notes = with_sides(parts, image, options.sides, where)
+    notes = found.notes + check_parts(found.parts, image.GetSpacing()[::-1], where)
+    label, sides, side_notes = with_sides(found.parts, image, options.sides, where)
     if options.crop_mm is not None:
         image, label = cropped(image, label, options.crop_mm)
-    details = case.to_record(sides=sides, notes=notes + side_notes)
+    details = case.to_record(sides=sides, left_out=found.left_out, notes=notes + side_notes)
     writer.write_case(case.case_id, [image], label, test=test, details=details)
 
 
-def read_case(case: Case, options: Options) -> tuple[sitk.Image, list[Part] | None, list[str]]:
-    """CT in LPS, its structures on its grid (``None`` for a case without label map), and notes for the report."""
+def read_case(case: Case, options: Options) -> tuple[sitk.Image, Structures | None]:
+    """CT in LPS, and its structures on its grid; ``None`` for a case without label map."""
     import SimpleITK as sitk
 
     if "dicom" not in case.sources:
         image = read_oriented(case.sources["images"])
         if "labels" not in case.sources:
-            return image, None, []
+            return image, None
     else:
         from nnunet_anomaly.dataset_conversion.dicom_seg import SEGMENTATION, dicom_objects, one_series, read_ct
 
@@ -299,16 +337,15 @@ def read_case(case: Case, options: Options) -> tuple[sitk.Image, list[Part] | No
             found = one_series(objects, SEGMENTATION, "segmentation (SEG)", folder)
             if len(found) > 1:
                 raise InputError(f"{found[0].path} and {found[1].path} are both segmentations. Leave one of them.")
-            return (image, *read_seg(found[0].path, image, frame_uid, options))
+            return image, read_seg(found[0].path, image, frame_uid, options)
     path = case.sources["labels"]
     array, grid = read_label_map(path)
     read_placed(path)  # a header that tells no place tells no side either
-    parts, notes = parts_of_label_map(array, grid, image, options.names, path)
-    return image, parts, notes
+    return image, structures_of_label_map(array, grid, image, options.names, path)
 
 
-def read_seg(path: Path, image: sitk.Image, frame_uid: str, options: Options) -> tuple[list[Part], list[str]]:
-    """Structures of a SEG on the CT's grid, and notes for the report.
+def read_seg(path: Path, image: sitk.Image, frame_uid: str, options: Options) -> Structures:
+    """Structures of a SEG on the CT's grid; those that are left out may overlap others and reach beyond the CT.
 
     Raises:
         GeometryError: it is of another frame of reference than the CT, or does not lie within it.
@@ -317,7 +354,7 @@ def read_seg(path: Path, image: sitk.Image, frame_uid: str, options: Options) ->
     """
     import SimpleITK as sitk
 
-    from nnunet_anomaly.dataset_conversion.dicom_seg import overlaps, read_segments
+    from nnunet_anomaly.dataset_conversion.dicom_seg import overlaps, read_segments, without_segments
 
     segments = read_segments(path)
     if not frame_uid or segments.frame_uid != frame_uid:
@@ -325,6 +362,9 @@ def read_seg(path: Path, image: sitk.Image, frame_uid: str, options: Options) ->
             f"{path} is of the frame of reference {segments.frame_uid or '(none)'}, the CT of {frame_uid or '(none)'}: "
             "its places are not the CT's. Is it of another scan?"
         )
+    known = {name: structure_named(name, options.names, path) for name in segments.names}
+    left_out = [name for name, structure in known.items() if structure is None]
+    segments = without_segments(segments, left_out)
     notes = []
     if shared := overlaps(segments):
         said = ", ".join(f"{names} share {voxels} voxels" for names, voxels in shared.items())
@@ -335,7 +375,6 @@ def read_seg(path: Path, image: sitk.Image, frame_uid: str, options: Options) ->
     for number, mask in enumerate(segments.masks, start=1):
         labels[mask] = number
     labels[segments.masks.sum(axis=0) > 1] = 0
-    known = {name: structure_named(name, options.names, path) for name in segments.names}
     flat = sitk.GetImageFromArray(labels)
     flat.CopyInformation(segments.grid)
     placed, more = on_grid_of_ct(flat, image, path)
@@ -343,7 +382,7 @@ def read_seg(path: Path, image: sitk.Image, frame_uid: str, options: Options) ->
     parts = [
         Part(name, *structure, placed == numbers[name]) for name, structure in known.items() if structure is not None
     ]
-    return parts, notes + more
+    return Structures(parts, left_out, notes + more)
 
 
 def structure_named(name: str, names: Mapping[str, str | None] | None, path: Path) -> tuple[str, str | None] | None:
@@ -372,10 +411,10 @@ def structure_named(name: str, names: Mapping[str, str | None] | None, path: Pat
     raise LabelError(f"{path} has '{name}', which is none of the known structures. Say what it is by --label-names.")
 
 
-def parts_of_label_map(
+def structures_of_label_map(
     array: np.ndarray, grid: sitk.Image, image: sitk.Image, names: Mapping[str, str | None] | None, path: Path
-) -> tuple[list[Part], list[str]]:
-    """Structures of a label map on the CT's grid, and notes for the report.
+) -> Structures:
+    """Structures of a label map on the CT's grid; those that are left out may reach beyond the CT.
 
     Args:
         array: label map (z, y, x), integers.
@@ -393,15 +432,21 @@ def parts_of_label_map(
     table = COPY_NAMES if names is None else names
     found = [int(value) for value in np.unique(array) if value != 0]
     known = {value: structure_named(str(value), table, path) for value in found}
-    flat = sitk.GetImageFromArray(array.astype(np.uint16))
+    left_out = [value for value, structure in known.items() if structure is None]
+    flat = sitk.GetImageFromArray(np.where(np.isin(array, left_out), 0, array).astype(np.uint16))
     flat.CopyInformation(grid)
     placed, notes = on_grid_of_ct(flat, image, path)
     parts = [
-        Part(f"label {value}", *structure, placed == value)
+        Part(_label_named(value), *structure, placed == value)
         for value, structure in known.items()
         if structure is not None
     ]
-    return parts, notes
+    return Structures(parts, [_label_named(value) for value in left_out], notes)
+
+
+def _label_named(value: int | str) -> str:
+    """What a label of a label map is called in reports."""
+    return f"label {value}"
 
 
 def on_grid_of_ct(labels: sitk.Image, image: sitk.Image, path: Path) -> tuple[np.ndarray, list[str]]:
@@ -512,7 +557,12 @@ def with_sides(
     record = {
         "midline_x_mm": round(middle_mm, 2),
         "structures": {
-            name: {"named": place.named, "left_of_midline_mm": round(place.x_mm - middle_mm, 2), "lies": side}
+            name: {
+                "named": place.named,
+                "says": place.side,
+                "left_of_midline_mm": round(place.x_mm - middle_mm, 2),
+                "lies": side,
+            }
             for name, place, side in sorted(zip(names, places, lies, strict=True), key=lambda item: item[0])
         },
     }

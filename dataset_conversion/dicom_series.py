@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from nnunet_anomaly.errors import GeometryError, InputError
 
 SERIES_DESCRIPTION, LATERALITY, IMAGE_LATERALITY = "0008|103e", "0020|0060", "0020|0062"
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
+PIXEL_SPACING, ROWS, COLUMNS = "0028|0030", "0028|0010", "0028|0011"
 SIDES = {"L": "left", "R": "right"}
 # most that a stack of slices may lean, as a share of its length: 0.3 degrees, 1 mm over 200 mm
 MOST_SHEAR = 0.005
@@ -94,10 +95,12 @@ def read_series(series: Series) -> sitk.Image:
     """Read a series as a volume, slices sorted along their normal; stored values and orientation as they are.
 
     Raises:
-        InputError: a file is damaged, or there is only one slice.
-        GeometryError: slices are missing, doubled, not parallel, or shifted sideways.
+        InputError: a file is damaged or does not say how large its pixels are, or there is only one slice.
+        GeometryError: slices are missing, doubled, of other pixels than the first, not parallel, or shifted sideways.
     """
     tags = [_tags(path) for path in series.files]
+    for path, tag in zip(series.files, tags, strict=True):
+        _check_pixels(path, tag, tags[0])
     order = slice_order(
         [_numbers(tag.get(POSITION, ""), 3) for tag in tags],
         [_numbers(tag.get(ORIENTATION, ""), 6) for tag in tags],
@@ -111,6 +114,25 @@ def read_series(series: Series) -> sitk.Image:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{series.files[0].parent} is not readable as one volume: {reason}") from error
+
+
+def _check_pixels(path: Path, tags: Mapping[str, str], first: Mapping[str, str]) -> None:
+    """Raise where a slice does not tell the size of its pixels, or has others than the first one."""
+    size_mm = _numbers(tags.get(PIXEL_SPACING, ""), 2)
+    if size_mm is None or min(size_mm) <= 0:
+        raise InputError(f"{path} has no PixelSpacing, or one that is no size: nothing tells how large its pixels are.")
+    first_mm = _numbers(first[PIXEL_SPACING], 2)
+    assert first_mm is not None  # the first one has been checked
+    numbers, first_numbers = ([tag.get(key, "") for key in (ROWS, COLUMNS)] for tag in (tags, first))
+    if numbers != first_numbers or not np.allclose(size_mm, first_mm, rtol=1e-3, atol=0):
+        ours, theirs = (
+            f"{' x '.join(many)} pixels of {' x '.join(f'{size:.4g}' for size in mm)} mm"
+            for many, mm in ((numbers, size_mm), (first_numbers, first_mm))
+        )
+        raise GeometryError(
+            f"{path} has {ours} (rows, columns), the series' first slice {theirs}; more than one scan may lie in this "
+            "folder."
+        )
 
 
 def slice_order(

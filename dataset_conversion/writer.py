@@ -299,12 +299,13 @@ class DatasetWriter:
             case_ids: all cases that the release has.
             failed: reason for every case that is not finished.
             splits: folds over all training cases of the release, finished or not, so that mending a case moves no
-                other case to another fold; ``None`` writes no splits.
+                other case to another fold; those that have no finished case to train on, or none to validate on, are
+                not written. ``None`` writes no splits.
 
         Returns:
             The integrity report. Without a finished training case no dataset.json is written.
         """
-        from nnunet_anomaly.dataset_conversion.integrity import integrity_report
+        from nnunet_anomaly.dataset_conversion.integrity import integrity_report, whole_folds
 
         records = {case_id: record for case_id in sorted(case_ids) if (record := self.record(case_id)) is not None}
         training = [case_id for case_id, record in records.items() if not record["test"]]
@@ -324,8 +325,8 @@ class DatasetWriter:
             self.folder / "cases.json",
         )
         save_json(report, self.folder / "integrity_report.json")
-        if finished_splits and training:
-            save_json(finished_splits, self.folder / "splits_final.json")
+        if folds := whole_folds(finished_splits or []):
+            save_json(folds, self.folder / "splits_final.json")
         if training:
             save_json(self._dataset_json(len(training)), self.folder / "dataset.json")
         return report

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_anomaly.errors import InputError, SettingsError
-from nnunet_anomaly.files import open_pool
+from nnunet_anomaly.files import open_pool, read_image
 from nnunet_anomaly.planners.normalization import (
     QUARTILE_STATISTICS,
     QuartileFingerprintNormalization,
@@ -43,7 +45,8 @@ def ct_channels(plans: dict[str, Any]) -> list[int]:
 def set_ct_scheme(plans: dict[str, Any], ct: str) -> None:
     """Write the schemes of the CT channels and the names of preprocessed folders that follow from them.
 
-    Configurations whose channels are normalised in yet another way (those for inpainting) stay as they are.
+    A configuration that inherits from another one is normalised as that one, unless it has schemes of its own. Those
+    whose channels are normalised in yet another way (for inpainting) stay as they are.
 
     Args:
         plans: changed in place.
@@ -55,13 +58,28 @@ def set_ct_scheme(plans: dict[str, Any], ct: str) -> None:
     suffix = "" if ct == "nnunet" else f"_{ct}"
     if ct == "quartile_fingerprint" and ct_channels(plans):
         suffix += f"_{_digest(plans)}"
-    for configuration in plans["configurations"].values():
-        names = configuration.get("normalization_schemes", [])
-        if set(names) & set(SCHEMES.values()):
-            configuration["normalization_schemes"] = [
-                SCHEMES[ct] if name in SCHEMES.values() else name for name in names
-            ]
-            configuration["data_identifier"] = _SUFFIX.sub("", configuration["data_identifier"]) + suffix
+    configurations = plans["configurations"]
+    before = {name: _with_inherited(configurations, name) for name in configurations}
+    for own in configurations.values():
+        if names := own.get("normalization_schemes"):
+            own["normalization_schemes"] = [SCHEMES[ct] if name in SCHEMES.values() else name for name in names]
+    # those that others inherit from first, so that no folder is named twice
+    for name in sorted(configurations, key=lambda name: len(_lineage(configurations, name))):
+        is_ct = not set(SCHEMES.values()).isdisjoint(before[name].get("normalization_schemes", []))
+        folder = _SUFFIX.sub("", before[name].get("data_identifier", "")) + (suffix if is_ct else "")
+        if folder and _with_inherited(configurations, name)["data_identifier"] != folder:
+            configurations[name]["data_identifier"] = folder
+
+
+def _lineage(configurations: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    own = configurations[name]
+    parent = own.get("inherits_from")
+    return [own] if parent is None else [*_lineage(configurations, parent), own]
+
+
+def _with_inherited(configurations: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    # what a configuration has and inherits, as nnU-Net resolves it
+    return {key: value for one in _lineage(configurations, name) for key, value in one.items()}
 
 
 def _digest(plans: dict[str, Any]) -> str:
@@ -89,7 +107,7 @@ def add_quartile_statistics(plans: dict[str, Any], raw_folder: Path, dataset_jso
         num_processes: images read at a time.
 
     Raises:
-        InputError: there is no training image.
+        InputError: a training case or one of its channels is absent, or an image is damaged.
     """
     properties = plans["foreground_intensity_properties_per_channel"]
     channels = [c for c in ct_channels(plans) if not set(QUARTILE_STATISTICS) <= properties[str(c)].keys()]
@@ -98,8 +116,7 @@ def add_quartile_statistics(plans: dict[str, Any], raw_folder: Path, dataset_jso
     from tqdm import tqdm
 
     cases = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
-    if not cases:
-        raise InputError(f"{raw_folder} has no training images.")
+    _check_all_there(raw_folder, dataset_json, cases, len(properties))
     reader = PlansManager(plans).image_reader_writer_class
     counts = np.zeros((len(channels), LARGEST_HU + 1), dtype=np.int64)
     with open_pool(min(num_processes, len(cases))) as pool:
@@ -110,8 +127,39 @@ def add_quartile_statistics(plans: dict[str, Any], raw_folder: Path, dataset_jso
         properties[str(channel)].update(zip(QUARTILE_STATISTICS, pooled_statistics(per_hu), strict=True))
 
 
+def _check_all_there(raw_folder: Path, dataset_json: dict, cases: Mapping[str, dict], num_channels: int) -> None:
+    # nnU-Net lists what it finds: what is absent would change the statistics without a word
+    ending = dataset_json["file_ending"]
+    labelled = {path.name.removesuffix(ending) for path in (raw_folder / "labelsTr").glob(f"*{ending}")}
+    if not cases or len(cases) != dataset_json.get("numTraining"):
+        without = ", ".join(sorted(labelled - cases.keys())[:8])
+        raise InputError(
+            f"{raw_folder} has images of {len(cases)} training cases; numTraining in its dataset.json is "
+            f"{dataset_json.get('numTraining')}. Label maps without image: {without or 'none'}. Put back what is "
+            "missing, or mend numTraining."
+        )
+    for name, case in cases.items():
+        if len(case["images"]) != num_channels:
+            raise InputError(
+                f"{raw_folder}: of {name} {len(case['images'])} of {num_channels} channels are there. Put back what is "
+                "missing."
+            )
+
+
 def hu_counts(reader: type, image_files: list[str], channels: list[int]) -> np.ndarray:
-    """Voxels of a case at every whole HU from 0 on (highest: ``LARGEST_HU`` and more); int64, a row per channel."""
+    """Voxels of a case at every whole HU from 0 on (highest: ``LARGEST_HU`` and more); int64, a row per channel.
+
+    Args:
+        reader: nnU-Net's, of the dataset.
+        image_files: of all channels of the case.
+        channels: those that are CT.
+
+    Raises:
+        InputError: an image is missing, damaged or cut off.
+    """
+    for file in image_files:
+        if file.endswith(tuple(SimpleITKIO.supported_file_endings)):  # not PNG and TIFF
+            read_image(file)
     images, _, _ = crop_to_nonzero(reader().read_images(image_files)[0])  # what nnU-Net normalises
     rows = []
     for channel in channels:

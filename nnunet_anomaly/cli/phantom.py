@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,8 @@ def _make_knee(args: argparse.Namespace) -> tuple[Any, str]:
 
     grid = FULL_GRID if args.full_grid else args.grid or SMALL_GRID
     outcome = make_knee_phantom(args.o, args.cases, args.seed, args.lesions, grid, args.np)
-    return outcome, f"Next: nnunet-anomaly convert oai-zib {args.o / 'OAI-ZIB'} --oai-root {args.o / 'oai'} -d 101"
+    release, images = (shlex.quote(str(args.o / name)) for name in ("OAI-ZIB", "oai"))
+    return outcome, f"Next: nnunet-anomaly convert oai-zib {release} --oai-root {images} -d 101"
 
 
 def _make_brain(args: argparse.Namespace) -> tuple[Any, str]:
@@ -246,4 +248,4 @@ def _make_hip(args: argparse.Namespace) -> tuple[Any, str]:
         gap_range_mm=tuple(args.gap_mm or GAP_RANGE_MM),  # type: ignore[arg-type]
     )
     outcome = make_hip_phantom(args.o, phantom, args.np)
-    return outcome, f"Next: nnunet-anomaly convert ctpel {args.o / 'CTPEL'} -d 401"
+    return outcome, f"Next: nnunet-anomaly convert ctpel {shlex.quote(str(args.o / 'CTPEL'))} -d 401"

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunet_anomaly.cli.main import main
-from nnunet_anomaly.dataset_conversion.ctpel import on_grid_of_ct, structure_named
+from nnunet_anomaly.dataset_conversion.ctpel import on_grid_of_ct, structure_named, unused_names
 from nnunet_anomaly.errors import GeometryError, LabelError
 from nnunet_anomaly.phantoms.dicom_seg import write_segmentation
 from nnunet_anomaly.phantoms.hip import identifier_of
@@ -21,6 +21,8 @@ pytest.importorskip("highdicom", reason="the extra seg is not installed")
 
 from pydicom import dcmread
 
+# tags as they are in a file
+SERIES_UID, FRAME_UID, RESCALE_SLOPE = b"\x20\0\x0e\0", b"\x20\0\x52\0", b"\x28\0\x53\x10"
 NAMES = [identifier_of(0, index) for index in range(3)]
 NAME = NAMES[0]
 
@@ -219,11 +221,28 @@ def test_wrong_sides_fail_with_all_places(phantom, raw):
     reason = load(raw, "integrity_report")["failed"][NAME]
     assert "'Right Hip', 'Left Hip' lie on the other side than their names say" in reason
     assert "mm to the left" in reason and "--sides geometry" in reason and str(phantom) in reason
+    assert load(raw, "dataset")["numTraining"] == 1  # the other one went on
+
+
+def test_report_tells_of_left_and_right(whole_phantom, raw, capsys):
+    assert convert(whole_phantom / "CTPEL") == 0
+    output = capsys.readouterr().out
+    assert "  sides: by patient coordinates; names and places agree in 3 of 3 finished cases\n" in output
+    assert not re.search("laterality|visits|alignments", output)
+
+
+def test_report_tells_what_numbers_of_copies_became(whole_phantom, raw, capsys):
+    assert convert(whole_phantom / "nifti") == 0
+    assert (
+        "  sides: by patient coordinates; label 1 became femur_right (3); label 2 became femur_left (3); "
+        "label 3 became hip_right (3); label 4 became hip_left (3)\n"
+    ) in capsys.readouterr().out
 
 
 def test_wrong_sides_are_exchanged_or_kept_by_option(phantom, raw, capsys):
     rewrite_seg(phantom, exchanged(phantom))
     assert convert(phantom / "CTPEL", "--sides", "geometry") == 0
+    assert "names and places agree in 1 of 2 finished cases" in capsys.readouterr().out
     np.testing.assert_array_equal(converted(raw, NAME), truth(phantom))
     assert "they were exchanged" in load(raw, "cases")[NAME]["notes"][0]
     assert convert(phantom / "CTPEL", "--sides", "names") == 0  # converted again
@@ -256,6 +275,48 @@ def test_label_names_of_another_numbering(phantom, raw, tmp_path):
     assert convert(phantom / "nifti", "--label-names", names) == 0
     for name in NAMES[:2]:
         np.testing.assert_array_equal(converted(raw, name), truth(phantom, name))
+
+
+def test_segments_that_are_left_out_erase_nothing(phantom, raw, tmp_path):
+    masks = masks_of(phantom)
+    rewrite_seg(phantom, {**masks, "Marrow": ndimage.binary_erosion(masks["Left Hip"]), "Body": truth(phantom) >= 0})
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"Marrow": None, "Body": None}))
+    for option in ("refuse", "background"):
+        assert convert(phantom / "CTPEL", "--label-names", names, "--overlaps", option) == 0
+        np.testing.assert_array_equal(converted(raw, NAME), truth(phantom))
+        case = load(raw, "cases")[NAME]
+        assert case["left_out"] == ["Marrow", "Body"] and case["notes"] == []
+
+
+def test_labels_that_are_left_out_may_lie_outside_of_the_ct(phantom, raw, tmp_path):
+    path = phantom / "nifti/labels" / f"{NAME}.nii.gz"
+    label = sitk.ConstantPad(sitk.ReadImage(str(path)), [0, 0, 9], [0, 0, 0], 0)
+    label[0, 0, 0] = 7
+    sitk.WriteImage(label, str(path))
+    names = tmp_path / "names.json"
+    table = {"1": "femur", "2": "femur", "3": "hip", "4": "hip", "5": "sacrum"}
+    names.write_text(json.dumps({**table, "7": None}))
+    assert convert(phantom / "nifti", "--label-names", names) == 0
+    np.testing.assert_array_equal(converted(raw, NAME), truth(phantom))
+
+
+def test_label_names_that_no_case_has_are_named(phantom, raw, tmp_path, capsys):
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"Rigth Femur": "femur_right", "Sacrum": "sacrum", "Body": None}))
+    assert convert(phantom / "CTPEL", "--label-names", names) == 0
+    error = capsys.readouterr().err
+    assert f"WARNING: {names} has 'Rigth Femur', 'Body', which no finished case has." in error
+
+
+@pytest.mark.parametrize(
+    "names,unused",
+    [({"1": "femur", "7": None, "8": None}, ["8"]), ({"label 1": "femur"}, []), ({}, [])],
+)
+def test_unused_names(names, unused):
+    records = [{"left_out": ["label 7"], "sides": {"structures": {"femur_left": {"named": "label 1"}}}}, {}]
+    assert unused_names(names, records) == unused
+    assert unused_names(names, [{}]) == []  # without any label map nothing is known
 
 
 def test_bones_taken_for_each_other_are_found(phantom, raw):
@@ -355,9 +416,35 @@ def second_seg(phantom):
     shutil.copytree(folder / "im_3", folder / "im_7")
 
 
-def cut_off(phantom):
-    path = slices(phantom)[4]
-    path.write_bytes(path.read_bytes()[:100])
+def seg(phantom):
+    return phantom / "CTPEL" / NAME / "im_3" / "x0000.dcm"
+
+
+def cut(path, share):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def cut_in_its_header(after, more=0):
+    """A slice cut off so many bytes after the tag begins."""
+
+    def damage(phantom):
+        path = slices(phantom)[4]
+        content = path.read_bytes()
+        path.write_bytes(content[: content.index(after) + more])
+
+    return damage
+
+
+def drop(path, *keywords):
+    dataset = dcmread(path)
+    for keyword in keywords:
+        delattr(dataset, keyword)
+    dataset.save_as(path)
+
+
+def without_rescale(phantom):
+    for path in slices(phantom):
+        drop(path, "RescaleSlope", "RescaleIntercept")
 
 
 @pytest.mark.parametrize(
@@ -387,18 +474,42 @@ def cut_off(phantom):
             r"has no segmentation \(SEG\). Its DICOM files are: CT Image Storage \(26 files\)",
         ),
         (second_seg, r"im_3/x0000.dcm and .*im_7/x0000.dcm are both segmentations"),
-        (cut_off, r"i0021,0000b.dcm is not readable as DICOM"),
+        (lambda phantom: cut(slices(phantom)[4], 0.02), r"i0021,0000b.dcm is not readable as DICOM"),
+        (cut_in_its_header(SERIES_UID), r"i0021,0000b.dcm is cut off or damaged: its header is not all there"),
+        (cut_in_its_header(SERIES_UID, 16), r"i0021,0000b.dcm is cut off or damaged: its header is not all there"),
+        (cut_in_its_header(FRAME_UID), r"i0021,0000b.dcm is cut off or damaged: its header is not all there"),
+        (cut_in_its_header(RESCALE_SLOPE), r"i0021,0000b.dcm is cut off or damaged: its header is not all there"),
+        (lambda phantom: cut(seg(phantom), 0.99), r"im_3/x0000.dcm is cut off or damaged: its pixels are not all"),
+        (lambda phantom: cut(seg(phantom), 0.5), r"im_3/x0000.dcm is cut off or damaged: its header is not all"),
+        (lambda phantom: cut(seg(phantom), 0.1), r"im_3/x0000.dcm is cut off or damaged: its header is not all"),
+        (lambda phantom: drop(seg(phantom), "SegmentSequence"), r"im_3/x0000.dcm has no SegmentSequence"),
+        (lambda phantom: drop(seg(phantom), "FrameOfReferenceUID"), r"im_3/x0000.dcm has no FrameOfReferenceUID"),
+        (without_rescale, r"b.dcm: RescaleSlope is \(none\) and RescaleIntercept \(none\), so its .* not in HU"),
+        (lambda phantom: change(slices(phantom)[4], RescaleSlope=0), r"i0021,0000b.dcm: RescaleSlope is 0"),
+        (lambda phantom: drop(slices(phantom)[4], "PixelSpacing"), r"i0021,0000b.dcm has no PixelSpacing"),
+        (
+            lambda phantom: change(slices(phantom)[4], PixelSpacing=[6.0, 6.9]),
+            r"i0021,0000b.dcm has 40 x 52 pixels of 6 x 6.9 mm .* first slice 40 x 52 pixels of 6 x 7 mm",
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else "",
 )
-def test_damaged_case_is_named_and_the_others_go_on(phantom, raw, damage, message):
+def test_damaged_case_is_named_with_its_file(phantom, raw, tmp_path, damage, message):
     damage(phantom)
-    assert convert(phantom / "CTPEL") == 1
+    (tmp_path / "list").write_text(NAME)
+    assert convert(phantom / "CTPEL", "--cases", tmp_path / "list") == 1
     failed = load(raw, "integrity_report")["failed"]
     assert list(failed) == [NAME]
     assert re.search(message, failed[NAME]), failed[NAME]
     assert NAME in failed[NAME]  # the path
-    assert load(raw, "dataset")["numTraining"] == 1
+
+
+def test_damaged_file_of_any_name_is_named(phantom, raw):
+    path = slices(phantom)[-1]  # without it the CT would be whole, and shorter
+    path.write_bytes(path.read_bytes()[:154])
+    path.rename(path.with_suffix(""))
+    assert convert(phantom / "CTPEL") == 1
+    assert f"{path.with_suffix('')} is not readable as DICOM" in load(raw, "integrity_report")["failed"][NAME]
 
 
 def test_overlaps_can_become_background(phantom, raw):

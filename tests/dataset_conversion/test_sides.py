@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_anomaly.dataset_conversion.ctpel import COPY_NAMES, PAIRED, parts_of_label_map, placed
+from nnunet_anomaly.dataset_conversion.ctpel import COPY_NAMES, PAIRED, placed, structures_of_label_map
 from nnunet_anomaly.dataset_conversion.sides import Place, disagreements, midline_mm, sides_by_geometry
 from nnunet_anomaly.errors import LabelError
 from nnunet_anomaly.label_maps import read_label_map
@@ -101,6 +101,6 @@ def test_place_of_a_mask_is_in_patient_coordinates():
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     array = np.zeros((3, 3, 7), np.uint8)
     array[1, 1, 4:6] = 5
-    parts, notes = parts_of_label_map(array, image, image, None, "labels.nii.gz")
-    assert notes == [] and [part.structure for part in parts] == ["sacrum"]
-    assert placed(parts[0], image).x_mm == pytest.approx(10 - 2 * 4.5)
+    found = structures_of_label_map(array, image, image, None, "labels.nii.gz")
+    assert found.notes == found.left_out == [] and [part.structure for part in found.parts] == ["sacrum"]
+    assert placed(found.parts[0], image).x_mm == pytest.approx(10 - 2 * 4.5)

@@ -202,8 +202,12 @@ def test_description_is_of_finished_cases_alone(writer):
     report = writer.finish(["a", "b"], {"b": "it is damaged"}, splits)
     assert report["complete"] is False
     assert report["failed"] == {"b": "it is damaged"}
-    assert report["splits_problems"] == ["fold 0 has no train case", "fold 1 has no val case"]
-    assert json.loads((writer.folder / "splits_final.json").read_text())[0] == {"train": [], "val": ["a"]}
+    assert report["splits_problems"] == [
+        "fold 0 would have no train case and is not in splits_final.json",
+        "fold 1 would have no val case and is not in splits_final.json",
+    ]
+    assert report["splits"] == []
+    assert not (writer.folder / "splits_final.json").exists()
     assert list(json.loads((writer.folder / "cases.json").read_text())) == ["a"]
     description = json.loads((writer.folder / "dataset.json").read_text())
     assert description["numTraining"] == 1
@@ -212,6 +216,17 @@ def test_description_is_of_finished_cases_alone(writer):
 
     write(writer, "b")
     assert writer.finish(["a", "b"], {}, splits)["complete"] is True
+
+
+def test_folds_without_a_finished_case_to_validate_on_are_left_out(writer):
+    write(writer)
+    write(writer, "b")
+    splits = [{"train": [name for name in "abc" if name != held_out], "val": [held_out]} for held_out in "abc"]
+    report = writer.finish(["a", "b", "c"], {"c": "it is damaged"}, splits)
+    written = json.loads((writer.folder / "splits_final.json").read_text())
+    assert written == [{"train": ["b"], "val": ["a"]}, {"train": ["a"], "val": ["b"]}]
+    assert report["splits"] == [{"train": 1, "val": 1}] * 2
+    assert report["splits_problems"] == ["fold 2 would have no val case and is not in splits_final.json"]
 
 
 def test_one_subject_alone_makes_no_folds_and_no_complete_dataset(writer):

@@ -177,12 +177,12 @@ def test_copies_number_the_right_side_first():
 
 def test_command(tmp_path, capsys):
     words = ["phantom", "hip", "--cases", "1", "--grid", "24", "32", "40", "--gap-mm", "6", "6", "-o"]
-    assert main([*words, str(tmp_path / "p")]) == 0
+    assert main([*words, str(tmp_path / "a p")]) == 0
     said = capsys.readouterr().out
-    assert "1 cases made" in said and f"nnunet-anomaly convert ctpel {tmp_path / 'p' / 'CTPEL'} -d 401" in said
-    record = next(iter(load_json(tmp_path / "p/truth/joints.json")["cases"].values()))
+    assert "1 cases made" in said and f"nnunet-anomaly convert ctpel '{tmp_path / 'a p' / 'CTPEL'}' -d 401" in said
+    record = next(iter(load_json(tmp_path / "a p/truth/joints.json")["cases"].values()))
     assert record["joint_space_mm"]["right"]["drawn"] == 6.0
-    assert not (tmp_path / "p" / "nifti").exists()
+    assert not (tmp_path / "a p" / "nifti").exists()
 
 
 def test_full_grid_is_finer_than_a_millimetre_or_so():

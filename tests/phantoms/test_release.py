@@ -270,10 +270,13 @@ def test_bad_parameters_are_refused_before_anything_is_written(tmp_path, changes
 
 
 def test_command(tmp_path, capsys):
-    arguments = ["phantom", "knee", "--cases", "1", "--seed", "2", "--lesions", "mild", "-o", str(tmp_path / "k")]
+    arguments = ["phantom", "knee", "--cases", "1", "--seed", "2", "--lesions", "mild", "-o", str(tmp_path / "a k")]
     assert main([*arguments, "--grid", "20", "40", "36"]) == 0
-    assert "1 cases made" in capsys.readouterr().out
-    assert load_json(tmp_path / "k" / "phantom.json")["grid"] == list(GRID)
+    said = capsys.readouterr().out
+    assert (
+        "1 cases made" in said and f"oai-zib '{tmp_path / 'a k/OAI-ZIB'}' --oai-root '{tmp_path / 'a k/oai'}'" in said
+    )
+    assert load_json(tmp_path / "a k" / "phantom.json")["grid"] == list(GRID)
     assert main(arguments) == 2
     assert "another phantom" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -10,11 +10,12 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from hypothesis import given
 from hypothesis import strategies as st
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_anomaly.errors import SettingsError
-from nnunet_anomaly.planners.ct_intensity import hu_counts, pooled_statistics, set_ct_scheme
+from nnunet_anomaly.errors import InputError, SettingsError
+from nnunet_anomaly.planners.ct_intensity import add_quartile_statistics, hu_counts, pooled_statistics, set_ct_scheme
 
 PLANS = "nnUNetAnomalyTinyPlans"
 DATASET = "Dataset103_Ct"
@@ -63,6 +64,32 @@ def test_other_statistics_are_another_folder():
     assert plans["configurations"]["2d"]["data_identifier"] == "P_2d_quartile_case"
 
 
+def effective(plans, name):
+    """Schemes and folder of a configuration, as nnU-Net resolves them."""
+    resolved = PlansManager(plans)._internal_resolve_configuration_inheritance(name)
+    return resolved["normalization_schemes"], resolved["data_identifier"]
+
+
+def test_configurations_that_inherit_share_no_folder_with_other_schemes():
+    plans = plans_for("CTNormalization")
+    configurations = plans["configurations"]
+    configurations["grandchild"] = {"inherits_from": "child", "data_identifier": "P_grandchild"}
+    configurations["child"] = {"inherits_from": "3d_fullres", "data_identifier": "P_child"}
+    configurations["same_folder"] = {"inherits_from": "child"}
+    configurations["own_scheme"] = {"inherits_from": "3d_inpainting", "normalization_schemes": ["CTNormalization"]}
+    configurations["other_scheme"] = {"inherits_from": "2d", "normalization_schemes": ["ZScoreNormalization"]}
+    set_ct_scheme(plans, "quartile_case")
+    for name in ("child", "grandchild"):
+        assert effective(plans, name) == (["QuartileNormalization"], f"P_{name}_quartile_case")
+    assert effective(plans, "same_folder") == effective(plans, "child")
+    assert configurations["3d_cascade_fullres"] == {"inherits_from": "3d_fullres"}
+    assert effective(plans, "own_scheme") == (["QuartileNormalization"], "P_3d_inpainting_quartile_case")
+    assert effective(plans, "other_scheme") == (["ZScoreNormalization"], "P_2d")
+    set_ct_scheme(plans, "nnunet")
+    for name in ("child", "grandchild"):
+        assert effective(plans, name) == (["CTNormalization"], f"P_{name}")
+
+
 @pytest.mark.parametrize("ct", ["nnunet", "quartile_case", "quartile_fingerprint"])
 def test_without_ct_nothing_changes(ct):
     plans = plans_for("ZScoreNormalization")
@@ -83,14 +110,65 @@ def test_no_voxel_from_0_hu_on():
     assert pooled_statistics(np.zeros(10, int)) == (0.0, 1.0)
 
 
-def test_counts_of_a_case():
-    class Reader:
-        def read_images(self, files):
-            return np.array([[[[-5.0, 2.4, 7.0, 1e6]]], [[[1.0, -1.0, -1.0, 1.0]]]]), {}
-
-    first, second = hu_counts(Reader, [], [0, 1])
+def test_counts_of_a_case(tmp_path):
+    files = [tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"]
+    for path, values in zip(files, ([-5.0, 2.4, 7.0, 1e6], [1.0, -1.0, -1.0, 1.0]), strict=True):
+        sitk.WriteImage(sitk.GetImageFromArray(np.array([[values]])), str(path))
+    first, second = hu_counts(SimpleITKIO, [str(path) for path in files], [0, 1])
     assert {hu: first[hu] for hu in np.flatnonzero(first)} == {2: 1, 7: 1, 2**15 - 1: 1}
     assert {hu: second[hu] for hu in np.flatnonzero(second)} == {1: 2}
+
+
+@pytest.fixture
+def raw_ct(tmp_path):
+    """Three cases of two channels, and their plans; only the second channel is CT."""
+    rng = np.random.default_rng(0)
+    for case in "abc":
+        for folder, name in (("imagesTr", f"{case}_0000"), ("imagesTr", f"{case}_0001"), ("labelsTr", case)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            image = sitk.GetImageFromArray(rng.integers(1, 200, (8, 9, 10)).astype(np.int16))
+            sitk.WriteImage(image, str(tmp_path / folder / f"{name}.nii.gz"))
+    plans = plans_for("ZScoreNormalization", "CTNormalization")
+    plans["image_reader_writer"] = "SimpleITKIO"
+    return tmp_path, plans, {"numTraining": 3, "file_ending": ".nii.gz"}
+
+
+def test_statistics_are_of_the_ct_channel_of_all_cases(raw_ct):
+    folder, plans, dataset_json = raw_ct
+    add_quartile_statistics(plans, folder, dataset_json, 1)
+    values = np.concatenate([sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in folder.glob("*/*_0001.nii.gz")])
+    low, high = np.quantile(values, (0.25, 0.75), method="inverted_cdf")
+    first, second = (plans["foreground_intensity_properties_per_channel"][key] for key in "01")
+    assert "anomaly_quartile_mean" not in first
+    assert second["anomaly_quartile_mean"] == pytest.approx(values.mean())
+    assert second["anomaly_quartile_scale"] == high - low
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    "damage,message",
+    [
+        (lambda images: cut(images / "b_0001.nii.gz", -200), "b_0001.nii.gz is cut off or damaged"),
+        (lambda images: cut(images / "b_0001.nii.gz", 100), "b_0001.nii.gz is not readable as an image|cut off"),
+        (lambda images: (images / "b_0001.nii.gz").unlink(), "of b 1 of 2 channels are there"),
+        (
+            lambda images: [path.unlink() for path in images.glob("b_*")],
+            "images of 2 training cases; numTraining .* is 3. Label maps without image: b",
+        ),
+        (lambda images: [path.unlink() for path in images.iterdir()], "images of 0 training cases"),
+    ],
+    ids=["cut off", "100 bytes", "channel absent", "case absent", "empty"],
+)
+def test_raw_images_that_are_not_whole_are_refused(raw_ct, damage, message):
+    folder, plans, dataset_json = raw_ct
+    damage(folder / "imagesTr")
+    before = json.dumps(plans)
+    with pytest.raises(InputError, match=message):
+        add_quartile_statistics(plans, folder, dataset_json, 1)
+    assert json.dumps(plans) == before
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +235,8 @@ def test_the_pooled_statistics_stay_when_cases_are_added(ct):
     raw = ct.root / "nnUNet_raw" / DATASET
     shutil.copyfile(raw / "imagesTr" / "case_00_0000.nii.gz", raw / "imagesTr" / "case_99_0000.nii.gz")
     shutil.copyfile(raw / "labelsTr" / "case_00.nii.gz", raw / "labelsTr" / "case_99.nii.gz")
+    description = load_json(str(raw / "dataset.json"))
+    (raw / "dataset.json").write_text(json.dumps({**description, "numTraining": description["numTraining"] + 1}))
     plan(ct, "first", "--set", "seed=3", "--save-as", "second")
     plan(ct, PLANS, "--set", "intensity.ct=quartile_fingerprint", "--save-as", "anew")
     key = "foreground_intensity_properties_per_channel"
