@@ -6,7 +6,8 @@ Pre-training on ten pelves whose labels close the joints; fine-tuning on two acc
 which are corrected (here: replaced by the truth) and added; fine-tuning on four. After every step the collisions |E|
 of the test cases are counted. Arms: ours (multi-planar, weighted, pre-trained), then pre-training or weights left out,
 or the 3-D U-Net instead. What is done is kept, so that the script goes on where it was stopped. ``OUTPUT/table.md`` has
-mean and SD over seeds of means over test cases, without and with the paper's post-processing.
+mean and SD over seeds of means over test cases, without and with the paper's post-processing, ``OUTPUT/hips.png``
+shows one of them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from console import Console, over_seeds
 
 from nnunet_anomaly.files import save_json
+from nnunet_anomaly.planes import Plane, plane_of
+from nnunet_anomaly.report.figures import overlay_figure, save_figure
 from nnunet_anomaly.report.page import markdown_table
 
 PRETRAINING, FIRST, SECOND = 10, 2, 4  # cases
@@ -176,6 +180,28 @@ class Hips(Console):
         save_json(found, self.output / "results.json")
         (self.output / "table.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
 
+    def draw(self, seed: int) -> None:
+        """Write ``hips.png``: coronal slices of a test case, its truth, and the first arm's label maps as it learns."""
+        path = min((self.output / "truth" / "test").iterdir())
+        image = sitk.ReadImage(
+            str(self.output / "images" / "test" / f"{path.name.removesuffix('.nii.gz')}_0000.nii.gz")
+        )
+        plane = plane_of(image.GetDirection(), "coronal")
+        steps = {"inferior": "rough labels", "two": "two good ones", "four": "four, cleaned"}
+        maps = {
+            said: turned(plane, self.folder(ARMS[0], seed, step) / ("clean" if step == "four" else "raw") / path.name)
+            for step, said in steps.items()
+        }
+        hounsfield = np.clip(plane.turn(sitk.GetArrayFromImage(image)), -200, 1000)
+        spacing_mm = plane.turn_spacing(image.GetSpacing()[::-1])
+        figure = overlay_figure(hounsfield, spacing_mm, labels_by_method=maps, reference=turned(plane, path))
+        save_figure(figure, self.output / "hips.png")
+
+
+def turned(plane: Plane, path: Path) -> np.ndarray:
+    """A label map as radiologists see it."""
+    return plane.turn(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+
 
 def figures(folder: Path) -> dict[str, float]:
     """Means over test cases, and over structures where there is one a structure."""
@@ -212,12 +238,15 @@ def main() -> None:
     parser.add_argument("-device", default="cpu")
     study = Hips(parser.parse_args())
     if study.args.as_it_is:
-        return study.write_table(study.args.seeds)
+        study.write_table(study.args.seeds)
+        return study.draw(study.args.seeds[0])
     study.make_data()
     for number, seed in enumerate(study.args.seeds):
         for arm in (arm for arm in ARMS if arm.name in study.args.arms):
             study.run_arm(arm, seed)
             study.write_table(study.args.seeds[: number + 1])
+        if ARMS[0].name in study.args.arms:
+            study.draw(seed)
 
 
 if __name__ == "__main__":
