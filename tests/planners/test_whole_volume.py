@@ -1,6 +1,5 @@
 """Plans in which one patch holds every image whole."""
 
-import json
 import re
 import warnings
 
@@ -14,40 +13,19 @@ from nnunet_anomaly.planners.whole_volume import nnUNetPlannerWholeVolume, nnUNe
 
 
 @pytest.fixture
-def planner(monkeypatch, tmp_path):
-    """Make a planner for cases with these shapes and spacings (z, y, x), whose images have this direction."""
+def planner(plan_from):
+    """Make plans for heads with these shapes and spacings (z, y, x), whose images have this direction."""
 
     def make(cls, shapes, spacings_mm, directions=None, memory_gb=8):
-        raw, preprocessed = (tmp_path / name / "Dataset101_Brain" for name in ("raw", "preprocessed"))
-        monkeypatch.setenv("nnUNet_raw", str(raw.parent))
-        monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed.parent))
-        for folder in (raw / "imagesTr", raw / "labelsTr", preprocessed):
-            folder.mkdir(parents=True, exist_ok=True)
-        for number in range(len(shapes)):
-            image = sitk.Image(4, 4, 4, sitk.sitkUInt8)
-            if directions:
-                image.SetDirection(directions[number])
-            sitk.WriteImage(image, str(raw / "imagesTr" / f"case_{number}_0000.nii.gz"))
-            sitk.WriteImage(image, str(raw / "labelsTr" / f"case_{number}.nii.gz"))
-        description = {
-            "channel_names": {"0": "T1"},
-            "labels": {"background": 0, "brain": 1},
-            "numTraining": len(shapes),
-            "file_ending": ".nii.gz",
-        }
-        (raw / "dataset.json").write_text(json.dumps(description))
-        properties = dict.fromkeys(("mean", "std", "percentile_00_5", "percentile_99_5", "median", "min", "max"), 1)
-        fingerprint = {
-            "spacings": spacings_mm,
-            "shapes_after_crop": shapes,
-            "foreground_intensity_properties_per_channel": {"0": properties},
-            "median_relative_size_after_cropping": 0.4,
-        }
-        (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
-        made = cls("Dataset101_Brain", gpu_memory_target_in_gb=memory_gb)
-        monkeypatch.setattr(made, "determine_reader_writer", lambda: type("SimpleITKIO", (), {}))
-        made.plan_experiment()
-        return json.loads((preprocessed / f"{made.plans_identifier}.json").read_text())
+        def write_images(raw):
+            for number in range(len(shapes)):
+                image = sitk.Image(4, 4, 4, sitk.sitkUInt8)
+                if directions:
+                    image.SetDirection(directions[number])
+                sitk.WriteImage(image, str(raw / "imagesTr" / f"case_{number}_0000.nii.gz"))
+                sitk.WriteImage(image, str(raw / "labelsTr" / f"case_{number}.nii.gz"))
+
+        return plan_from(cls, shapes, spacings_mm, memory_gb, labels={"brain": 1}, write_images=write_images)
 
     return make
 
