@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LEFT, RIGHT, NEITHER = "left", "right", "neither"
 _SIDES = {"left": LEFT, "l": LEFT, "lt": LEFT, "right": RIGHT, "r": RIGHT, "rt": RIGHT}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
-# Larger label maps are thinned out, by the same step along every axis: a centroid hardly moves by that.
+# Larger label maps are thinned out, by the same step along every axis: a centre hardly moves by that.
 MOST_VOXELS = 1 << 22
 # In so many of the label maps a left twin must lie on the same side of its right one.
 NEARLY_ALL = 0.9
@@ -63,35 +63,6 @@ def single_labels(labels: Mapping[str, Any]) -> dict[str, int]:
 def swapped_labels(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
     """The twin of every label that has one."""
     return {label: twin for left, right in pairs for label, twin in ((left, right), (right, left))}
-
-
-def cosine_to_the_left(
-    label_map: np.ndarray, pair: tuple[int, int], spacing_mm: Sequence[float], direction: Sequence[float]
-) -> float | None:
-    """Where the first label of a pair lies, seen from the second: 1 to the patient's left, -1 to the right.
-
-    It is the cosine of the angle between the way from one centre to the other and the patient's left; near 0 the two
-    do not lie side by side. Centres are medians along every axis, so that a piece that bears the wrong label hardly
-    moves them.
-
-    Args:
-        label_map: 2-D or 3-D integers, axes (z, y, x).
-        pair: two labels.
-        spacing_mm: voxel size along every axis.
-        direction: of SimpleITK, in the order x, y, z; world x runs to the patient's left.
-
-    Returns:
-        None where one of the two is absent; 0 where both have one centre.
-    """
-    centres_mm = []
-    for label in pair:
-        indices = np.nonzero(label_map == label)
-        if not indices[0].size:
-            return None
-        centres_mm.append(np.median(indices, axis=1) * spacing_mm)
-    way_mm = np.reshape(direction, (label_map.ndim,) * 2) @ (centres_mm[0] - centres_mm[1])[::-1]
-    length_mm = float(np.linalg.norm(way_mm))
-    return float(way_mm[0]) / length_mm if length_mm else 0.0
 
 
 def check_pairs(pairs: Iterable[tuple[int, int]], labels: Iterable[int]) -> None:
@@ -161,7 +132,9 @@ def side_of_left(
     spacing_mm: Sequence[float],
     direction: Sequence[float],
 ) -> dict[tuple[int, int], str]:
-    """On which side of its twin the left one of every pair lies, in the patient: by the centroids of both.
+    """On which side of its twin the left one of every pair lies, in the patient.
+
+    Both are told by medians, so that pieces that bear the wrong label, as in predictions, hardly matter.
 
     Args:
         label_map: integers, 2-D or 3-D.
@@ -171,9 +144,9 @@ def side_of_left(
             no such axes; its columns are taken for the way from the patient's right to the left, as pictures are shown.
 
     Returns:
-        ``LEFT`` or ``RIGHT``; ``NEITHER`` where the line between the centroids is more than 45 degrees off the axis
-        from left to right, or they are no further apart along it than the standard deviations of the two structures
-        add up to. Pairs of which one is absent are left out: they say nothing.
+        ``LEFT`` or ``RIGHT``; ``NEITHER`` where the line between the centres is more than 45 degrees off the axis from
+        left to right, or they are no further apart along it than the median distances of the voxels of each structure
+        from its own centre add up to. Pairs of which one is absent are left out: they say nothing.
 
     Raises:
         GeometryError: the spacing or the direction does not fit the number of axes.
@@ -187,16 +160,17 @@ def side_of_left(
     thinned = label_map[(slice(None, None, step),) * label_map.ndim]
     # from array indices, whose axes are in reverse order, to millimetres towards left, posterior, superior
     to_mm = np.reshape(direction, (label_map.ndim,) * 2)[:, ::-1] * np.asarray(spacing_mm, dtype=float) * step
-    sizes, centroids_mm, spreads_mm = _moments(thinned, [label for pair in pairs for label in pair], to_mm)
+    places = {label: _centre_and_spread(thinned == label, to_mm) for pair in pairs for label in pair}
     found = {}
-    for left, right in pairs:
-        if sizes[left] and sizes[right]:
-            apart_mm = centroids_mm[left] - centroids_mm[right]
+    for pair in pairs:
+        left, right = (places[label] for label in pair)
+        if left is not None and right is not None:
+            apart_mm = left[0] - right[0]
             sideways_mm = abs(apart_mm[0])
-            is_apart = sideways_mm > spreads_mm[left] + spreads_mm[right]
+            is_apart = sideways_mm > left[1] + right[1]
             is_sideways = sideways_mm >= np.linalg.norm(apart_mm[1:])
             side = LEFT if apart_mm[0] > 0 else RIGHT
-            found[left, right] = side if is_apart and is_sideways else NEITHER
+            found[pair] = side if is_apart and is_sideways else NEITHER
     return found
 
 
@@ -207,27 +181,15 @@ def agreed_side(findings: Iterable[str]) -> str | None:
     return side if counts[side] and counts[side] >= NEARLY_ALL * counts.total() else None
 
 
-def _moments(
-    label_map: np.ndarray, labels: Sequence[int], to_mm: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Voxels, centroid and standard deviation along the first world axis, of every label up to the largest one.
+def _centre_and_spread(structure: np.ndarray, to_mm: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """Median along every world axis, and the median distance from it along the first, in mm; None without a voxel.
 
     Args:
-        label_map: unsigned integers.
-        labels: those that count; the others have no voxel.
+        structure: bool, 2-D or 3-D.
         to_mm: matrix from array indices to world axes.
-
-    Returns:
-        int array (labels,), float arrays (labels, world axes) and (labels,), in mm.
     """
-    length = max(labels, default=0) + 1
-    wanted = np.zeros(max(length, int(label_map.max(initial=0)) + 1), dtype=bool)
-    wanted[list(labels)] = True
-    places = np.nonzero(wanted[label_map])
-    values = label_map[places]
-    places_mm = to_mm @ np.array(places, dtype=float)
-    sizes = np.bincount(values, minlength=length)
-    at_least_one = np.maximum(sizes, 1)
-    means_mm = np.array([np.bincount(values, along_mm, length) for along_mm in places_mm]) / at_least_one
-    off_mm2 = (places_mm[0] - means_mm[0][values]) ** 2
-    return sizes, means_mm.T, np.sqrt(np.bincount(values, off_mm2, length) / at_least_one)
+    places_mm = to_mm @ np.array(np.nonzero(structure), dtype=float)
+    if not places_mm.size:
+        return None
+    centre_mm = np.median(places_mm, axis=1)
+    return centre_mm, float(np.median(np.abs(places_mm[0] - centre_mm[0])))

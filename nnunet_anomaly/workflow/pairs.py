@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,13 +11,11 @@ from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import load_json
 from nnunet_anomaly.label_maps import read_label_map, spacing_zyx_mm
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
-from nnunet_anomaly.twins import cosine_to_the_left, pairs_by_name
+from nnunet_anomaly.twins import LEFT, RIGHT, agreed_side, pairs_by_name, side_of_left
 
 Pair = tuple[int, int]
 
 SAMPLE = 10  # label maps that are looked at, evenly spread
-SIDE_BY_SIDE = 0.7  # the way from one to the other deviates less than 45 degrees from left-right
-ALIKE = 0.9  # share of label maps in which a pair must lie the same way round
 
 
 def find_pairs(folder: Path, files: Mapping[str, Path]) -> tuple[list[list[int]], list[str]]:
@@ -38,19 +37,18 @@ def find_pairs(folder: Path, files: Mapping[str, Path]) -> tuple[list[list[int]]
     pairs, source = _named_pairs(folder)
     said = [f"Pairs of left and right: {_words(pairs)} ({source})."]
     kept = []
-    for pair, cosines in _cosines(pairs, files).items():
-        left = sum(cosine > SIDE_BY_SIDE for cosine in cosines)
-        right = sum(cosine < -SIDE_BY_SIDE for cosine in cosines)
+    for pair, counts in _sides(pairs, files).items():
         name = _words([pair])
-        if not cosines:
+        if not counts:
             said.append(f"{name}: no label map that was looked at shows both sides.")
-        elif max(left, right) < ALIKE * len(cosines):
+        elif (side := agreed_side(counts.elements())) is None:
             said.append(
-                f"{name} is left out: of {len(cosines)} label maps with both, the first lies to the patient's left in "
-                f"{left} and to the right in {right}. If it is a pair nevertheless, give it with --pairs."
+                f"{name} is left out: of {counts.total()} label maps with both, the first lies to the patient's left "
+                f"in {counts[LEFT]} and to the right in {counts[RIGHT]}. If it is a pair nevertheless, give it with "
+                "--pairs."
             )
             continue
-        elif right > left:
+        elif side == RIGHT:
             said.append(f"{name}: the one named left lies on the patient's right; are the label maps mirrored?")
         kept.append(list(pair))
     if not kept:
@@ -75,9 +73,9 @@ def _named_pairs(folder: Path) -> tuple[tuple[Pair, ...], str]:
     )
 
 
-def _cosines(pairs: Sequence[Pair], files: Mapping[str, Path]) -> dict[Pair, list[float]]:
-    """``twins.cosine_to_the_left`` of every pair in those label maps of the sample that show both sides."""
-    found: dict[Pair, list[float]] = {pair: [] for pair in pairs}
+def _sides(pairs: Sequence[Pair], files: Mapping[str, Path]) -> dict[Pair, Counter[str]]:
+    """On which side the first of every pair lies, in how many of those of the sample that show both."""
+    found: dict[Pair, Counter[str]] = {pair: Counter() for pair in pairs}
     paths = list(files.values())
     number = min(SAMPLE, len(paths))
     for path in [paths[index * len(paths) // number] for index in range(number)]:
@@ -85,10 +83,8 @@ def _cosines(pairs: Sequence[Pair], files: Mapping[str, Path]) -> dict[Pair, lis
             label_map, image = read_label_map(path)
         except InputError:
             continue  # it is named when it is its turn
-        for pair in pairs:
-            cosine = cosine_to_the_left(label_map, pair, spacing_zyx_mm(image), image.GetDirection())
-            if cosine is not None:
-                found[pair].append(cosine)
+        for pair, side in side_of_left(label_map, pairs, spacing_zyx_mm(image), image.GetDirection()).items():
+            found[pair][side] += 1
     return found
 
 
