@@ -2,11 +2,13 @@
 
 nnU-Net's channel names decide normalisation alone, so that roles have a key of their own::
 
-    "anomaly": {"channel_roles": {"0": "image", "1": "error_map"}, "roi_labels": ["femoral_bone", "tibial_bone"]}
+    "anomaly": {"channel_roles": {"0": "image", "1": "error_map"}, "roi_labels": ["femoral_bone", "tibial_bone"],
+                "lesion_labels": ["bml"]}
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from nnunet_anomaly.label_maps import LARGEST_LABEL, is_whole_number
 
 KEY = "anomaly"
 IMAGE, ERROR_MAP = "image", "error_map"
+LESION = re.compile(r"lesion|(?<![a-z])bml(?![a-z])|tumou?r|stroke|oedema|edema", re.IGNORECASE)
 
 
 def error_channels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
@@ -123,3 +126,22 @@ def roi_labels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
     if not values:
         raise InputError("dataset.json: there is no foreground label to take as region of interest.")
     return tuple(sorted(values))
+
+
+def lesion_labels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
+    """Labels of lesions: ``anomaly.lesion_labels`` by name, else those whose names say so (``bml``, ``lesion``, ...).
+
+    Raises:
+        InputError: a name in ``lesion_labels`` is not among the labels.
+    """
+    labels = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    names = dataset_json.get(KEY, {}).get("lesion_labels")
+    if names is None:
+        names = [name for name in labels if LESION.search(name)]
+    unknown = [name for name in names if name not in labels]
+    if unknown:
+        raise InputError(f"dataset.json: anomaly.lesion_labels names {unknown}, but the labels are {list(labels)}.")
+    values: set[int] = set()
+    for name in names:
+        values.update([labels[name]] if isinstance(labels[name], int) else labels[name])
+    return tuple(sorted(values - {0}))

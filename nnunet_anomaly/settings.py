@@ -348,6 +348,64 @@ class MultiPlanarSettings:
 
 
 @dataclass(frozen=True)
+class LaMaSettings:
+    """Large-mask inpainting of slices by Fourier convolutions, against a discriminator (Qin 2024, Suvorov 2022)."""
+
+    features: int = setting("Channels of the generator's first layer; they double with every halving.", 64, minimum=4)
+    downsamplings: int = setting("Halvings of the slice before the residual blocks.", 3, minimum=1, maximum=6)
+    blocks: int = setting("Residual blocks of Fourier convolutions.", 9, minimum=1)
+    global_ratio: float = setting(
+        "Share of their channels that passes through Fourier space, where every pixel sees the whole slice.",
+        0.75,
+        minimum=0,
+        maximum=1,
+    )
+    discriminator_features: int = setting("Channels of the discriminator's first layer.", 64, minimum=4)
+    lesion_labels: tuple[int, ...] = setting(
+        "Slices with one of these labels are not learnt from; derived from dataset.json (`anomaly.lesion_labels`), else "
+        "from labels that are called lesion, BML, tumor and the like.",
+        (),
+    )
+    slice_list: str = setting(
+        "CSV file (`case,slice`) with the only slices to learn from; empty: all with the region and without a lesion.",
+        "",
+    )
+    dilation_mm: float = setting("Margin around the region's labels that is erased as well.", 0.0, minimum=0)
+    epochs: int = setting("Epochs of nnU-Net's 250 iterations.", 200, minimum=1)
+    learning_rate: float = setting("Initial learning rate of the generator's Adam.", 1e-3, minimum=1e-8)
+    discriminator_learning_rate: float = setting("The same of the discriminator.", 1e-4, minimum=1e-8)
+    learning_rate_schedule: Literal["constant", "poly"] = setting(
+        "Constant as in LaMa, or nnU-Net's polynomial decay, for both.", "poly", "constant"
+    )
+    mirror_axes: tuple[int, ...] = setting(
+        "Axes of the slice mirrored in training (Qin: both).", (0, 1), minimum=0, maximum=1
+    )
+    bias_field_probability: float = setting(
+        "Probability that a training slice is multiplied by a smooth random field.", 0.5, minimum=0, maximum=1
+    )
+    bias_field_strength: float = setting("How strong that field is, see `BiasFieldTransform`.", 0.3, minimum=0)
+    large_mask_probability: float = setting(
+        "Probability that a large random mask is erased beside the region, in training.", 0.0, minimum=0, maximum=1
+    )
+    l1_known_weight: float = setting("Weight of the absolute error outside the region.", 10.0, minimum=0)
+    l1_region_weight: float = setting(
+        "Weight of the absolute error inside the region; 0 in LaMa, where the perceptual term takes its place.",
+        10.0,
+        0.0,
+        minimum=0,
+    )
+    adversarial_weight: float = setting("Weight of the generator's non-saturating loss.", 10.0, minimum=0)
+    feature_matching_weight: float = setting(
+        "Weight of the distance between the discriminator's features of image and reconstruction.", 100.0, minimum=0
+    )
+    r1_weight: float = setting("Weight of the discriminator's gradient penalty.", 1e-3, minimum=0)
+    perceptual_weight: float = setting("Weight of the perceptual term.", 30.0, minimum=0)
+    perceptual_checkpoint: str = setting(
+        "File with torchvision's weights of VGG-16 for the perceptual term; empty: without that term.", ""
+    )
+
+
+@dataclass(frozen=True)
 class AnomalySettings:
     """Everything under ``"anomaly"`` in the plans."""
 
@@ -370,6 +428,7 @@ class AnomalySettings:
     fine_tuning: FineTuningSettings = field(default_factory=FineTuningSettings)
     transfer: TransferSettings = field(default_factory=TransferSettings)
     multi_planar: MultiPlanarSettings = field(default_factory=MultiPlanarSettings)
+    lama: LaMaSettings = field(default_factory=LaMaSettings)
 
     @staticmethod
     def for_preset(preset: str) -> AnomalySettings:

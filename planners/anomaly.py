@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunet_anomaly.dataset_roles import error_channels, roi_labels
+from nnunet_anomaly.dataset_roles import error_channels, lesion_labels, roi_labels
 from nnunet_anomaly.planners.ct_intensity import set_ct_scheme
 from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
 from nnunet_anomaly.planners.symmetry import derived_symmetry
@@ -33,6 +33,7 @@ def derived_settings(
     return AnomalySettings.for_preset(preset).with_values(
         {
             "roi.labels": roi_labels(dataset_json),
+            "lama.lesion_labels": lesion_labels(dataset_json),
             "corruption.radius_mm": (round(smallest, 2), round(max(largest, smallest), 2)),
         }
     )

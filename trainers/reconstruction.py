@@ -46,7 +46,7 @@ from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import open_pool, remove_left_overs, save_json, settle, sha256_of, written_whole
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
-from nnunet_anomaly.settings import AnomalySettings, InpaintingSettings, VaeSettings
+from nnunet_anomaly.settings import AnomalySettings, InpaintingSettings, LaMaSettings, VaeSettings
 
 EARLIER = "checkpoint_{}_of_earlier_training.pth"
 SCHEME = "ZScoreClipped01Normalization"
@@ -110,7 +110,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         self.enable_deep_supervision = False
 
     @property
-    def recipe(self) -> InpaintingSettings | VaeSettings:
+    def recipe(self) -> InpaintingSettings | VaeSettings | LaMaSettings:
         """Learning rate, schedule, epochs and mirror axes."""
         return self.settings.inpainting
 
@@ -207,10 +207,15 @@ class ReconstructionTrainer(nnUNetTrainer):
         """Append to the image what :meth:`input_and_target` needs besides: here the region of interest."""
         return protect_channels(insert_after_resampling(pipeline, [self.roi_transform()]))
 
+    @staticmethod
+    def erased_margin_mm(settings: AnomalySettings) -> float:
+        """Margin around the labels of the region that is erased as well."""
+        return settings.roi.dilation_mm
+
     def roi_transform(self) -> RoiChannelTransform:
         """The region of interest as a channel, on the grid of the patch."""
-        roi = self.settings.roi
-        return RoiChannelTransform(roi.labels, roi.dilation_mm, self.configuration_manager.spacing)
+        margin_mm = self.erased_margin_mm(self.settings)
+        return RoiChannelTransform(self.settings.roi.labels, margin_mm, self.configuration_manager.spacing)
 
     def on_train_start(self) -> None:
         """As nnU-Net, and note what this network learns from; the note goes into its checkpoints."""
@@ -377,8 +382,8 @@ class ReconstructionTrainer(nnUNetTrainer):
         """Reconstruct one case here and have its maps written in the background."""
         data, segmentation, _, properties = dataset.load_case(case)
         image = torch.from_numpy(np.asarray(data[:], dtype=np.float32))
-        roi, spacing_mm = self.settings.roi, self.configuration_manager.spacing
-        region = region_of_interest(np.asarray(segmentation[0]), roi.labels, roi.dilation_mm, spacing_mm)
+        margin_mm, spacing_mm = self.erased_margin_mm(self.settings), self.configuration_manager.spacing
+        region = region_of_interest(np.asarray(segmentation[0]), self.settings.roi.labels, margin_mm, spacing_mm)
         inside = torch.from_numpy(region[None])
         network = self.bare_network()
         network_input = torch.cat((image, inside.float())) if self.erase else image

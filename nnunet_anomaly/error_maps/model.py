@@ -34,6 +34,7 @@ class ReconstructionModel:
     splits: Sequence[Split]  # of every set of parameters: the cases it learnt from, and others
     pretrained: bool  # one of them began with weights from elsewhere
     residual: Residual
+    margin_mm: float  # around the labels of the region, erased by networks that need masks
 
     @property
     def learnt_from(self) -> set[str]:
@@ -91,18 +92,19 @@ def load_model(
     if any(SPLIT not in note for note in notes):
         raise LeakageError(f"A {checkpoint} in {folder} does not say which cases it learnt from. Train it again.")
     dataset_json, plans = load_json(folder / "dataset.json"), PlansManager(load_json(folder / "plans.json"))
-    configuration = plans.get_configuration(name)
+    configuration, settings = plans.get_configuration(name), AnomalySettings.from_plans(plans.plans)
     return ReconstructionModel(
         build(plans, configuration, determine_num_input_channels(plans, configuration, dataset_json), 0),
         parameters,
         plans,
         configuration,
         dataset_json,
-        AnomalySettings.from_plans(plans.plans),
+        settings,
         trainer,
         [note[SPLIT] for note in notes],
         any(note.get(PRETRAINED, False) for note in notes),
         trainer_class.residual,
+        trainer_class.erased_margin_mm(settings),
     )
 
 
@@ -192,4 +194,4 @@ def two_pass_region(model: ReconstructionModel, case: PreparedCase) -> np.ndarra
     if len(spacing_mm) == 2:
         spacing_mm = [case.properties["spacing"][model.plans.transpose_forward[0]], *spacing_mm]
     filled = closed_and_filled_region(case.labels[0], roi.labels, roi.closing_mm, spacing_mm)
-    return region_of_interest(filled.astype(np.uint8), (1,), roi.dilation_mm, model.configuration.spacing)
+    return region_of_interest(filled.astype(np.uint8), (1,), model.margin_mm, model.configuration.spacing)

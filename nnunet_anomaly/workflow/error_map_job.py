@@ -18,7 +18,7 @@ from nnunet_anomaly.files import (
     nnunet_folder,
     sha256_of,
 )
-from nnunet_anomaly.settings import BLOCK
+from nnunet_anomaly.settings import BLOCK, AnomalySettings
 
 MASKS_CHECKPOINT = "checkpoint_final.pth"
 
@@ -105,10 +105,23 @@ class Job:
             "checkpoint": self.checkpoint,
             "checkpoints_sha256": [sha256_of([path]) if path.is_file() else None for path in checkpoints],
             # the region that two passes erase depends on them
-            "settings": load_json(self.model / "plans.json").get(BLOCK, {}).get("roi"),
+            "settings": self._region_settings(),
             "masks_from": folder.name if folder else None,
             "masks_sha256": sha256_of(masks) if masks else None,
         }
+
+    def _region_settings(self) -> dict[str, Any] | None:
+        """Settings of the region, with the margin that this model's trainer erases."""
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        plans = load_json(self.model / "plans.json")
+        region = plans.get(BLOCK, {}).get("roi")
+        margin_mm = getattr(
+            recursive_find_trainer_class_by_name(self.model.name.split("__")[0]), "erased_margin_mm", None
+        )
+        if region is None or margin_mm is None:
+            return region
+        return region | {"dilation_mm": margin_mm(AnomalySettings.from_plans(plans))}
 
     def all_folds(self) -> list[int]:
         """The folds asked for, else all that have the checkpoint."""

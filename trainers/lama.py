@@ -1,0 +1,267 @@
+"""Large-mask inpainting of bone, learnt from slices without a lesion (Qin et al. 2024; LaMa: Suvorov et al. 2022)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from torch import distributed, nn
+
+from nnunet_anomaly.architectures.fourier_convolution import LaMaGenerator
+from nnunet_anomaly.architectures.patch_discriminator import PatchDiscriminator
+from nnunet_anomaly.architectures.vgg import VGG16Features
+from nnunet_anomaly.augmentation.bias_field import BiasFieldTransform
+from nnunet_anomaly.augmentation.large_masks import LargeMaskTransform
+from nnunet_anomaly.augmentation.protected_channels import insert_after_resampling, protect_channels
+from nnunet_anomaly.errors import InputError, SettingsError
+from nnunet_anomaly.learnable_slices import first_slice, learnable_slices, read_slice_list
+from nnunet_anomaly.losses import adversarial
+from nnunet_anomaly.settings import AnomalySettings, LaMaSettings
+from nnunet_anomaly.trainers.epoch_variants import epoch_variants
+from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
+from nnunet_anomaly.trainers.slice_dataset import SliceDataset
+from nnunet_anomaly.two_optimizers import DecayOfBoth, TwoOptimizers
+
+
+class nnUNetTrainerLaMa(ReconstructionTrainer):
+    """The slice with the bone erased, and the bone's mask, go in; the slice with healthy bone comes out.
+
+    The generator is LaMa's, of fast Fourier convolutions; a PatchGAN discriminator learns against it.
+    """
+
+    planner = "nnUNetPlannerLaMa"
+    discriminator: nn.Module
+    optimizer: TwoOptimizers
+
+    @property
+    def recipe(self) -> LaMaSettings:
+        """Learning rates, schedule, epochs and mirror axes."""
+        return self.settings.lama
+
+    @property
+    def extra_metrics(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Every term of both losses, before its weight."""
+        terms = ("l1_known", "l1_region", "adversarial", "feature_matching", "discriminator", "r1")
+        return (*terms, "perceptual") if self.settings.lama.perceptual_checkpoint else terms
+
+    @staticmethod
+    def erased_margin_mm(settings: AnomalySettings) -> float:
+        """The bone's mask itself is erased; a margin only where the settings say so."""
+        return settings.lama.dilation_mm
+
+    def check_scale(self) -> None:
+        """As for all reconstructions; and slices are 2-D.
+
+        Raises:
+            SettingsError: another configuration.
+        """
+        super().check_scale()
+        if len(self.configuration_manager.patch_size) != 2:
+            raise SettingsError(
+                f"{type(self).__name__} inpaints slices. Train it on 2d{self.suffix} of plans made by -pl "
+                f"{self.planner}."
+            )
+
+    # -- networks and optimisers --------------------------------------------------------------------------------------
+
+    @classmethod
+    def build_reconstruction_network(
+        cls,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        """The generator, shaped by the settings."""
+        lama = AnomalySettings.from_plans(plans_manager.plans).lama
+        return LaMaGenerator(
+            num_input_channels,
+            features=lama.features,
+            n_downsamplings=lama.downsamplings,
+            n_blocks=lama.blocks,
+            global_ratio=lama.global_ratio,
+        )
+
+    def _do_i_compile(self) -> bool:
+        """torch.compile makes nothing of complex numbers, and the generator is full of them."""
+        return False
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Adam for each of the two, at rates of their own, constant or with nnU-Net's decay."""
+        lama = self.settings.lama
+        self.discriminator = PatchDiscriminator(self.num_input_channels, features=lama.discriminator_features)
+        if self.is_ddp:
+            self.discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(self.discriminator)
+        self.discriminator.to(self.device)
+        if self.is_ddp:
+            for tensor in self.discriminator.state_dict().values():
+                distributed.broadcast(tensor, 0)
+        self.perceptual = self.perceptual_features()
+        both = TwoOptimizers(
+            torch.optim.Adam(self.network.parameters(), lama.learning_rate),
+            torch.optim.Adam(self.discriminator.parameters(), lama.discriminator_learning_rate),
+            self.discriminator,
+        )
+        return both, DecayOfBoth(both, self.num_epochs, 0.9 if lama.learning_rate_schedule == "poly" else 0.0)
+
+    def perceptual_features(self) -> nn.Module | None:
+        """The network whose features make the perceptual term; None without a file of its weights."""
+        path = self.settings.lama.perceptual_checkpoint
+        if not path:
+            return None
+        return VGG16Features(Path(path)).to(self.device).eval().requires_grad_(False)
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """Slices are chosen beforehand: no sample is moved to have the bone in it."""
+        self.oversample_foreground_percent = 0.0
+        super()._set_batch_size_and_oversample()
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Slices with bone and without a lesion, of the training and of the held-out cases."""
+        found = []
+        for dataset, what in zip(super().get_tr_and_val_datasets(), ("training", "held-out"), strict=True):
+            slices = self.healthy_slices(dataset)
+            number = sum(map(len, slices.values()))
+            self.print_to_log_file(f"{number} slices of {len(slices)} {what} cases to learn from")
+            if not number:
+                raise InputError(
+                    f"No slice of the {what} cases of fold {self.fold} holds the region (labels "
+                    f"{list(self.settings.roi.labels)}) and no lesion (labels "
+                    f"{list(self.settings.lama.lesion_labels)})"
+                    + (f" and is in {self.settings.lama.slice_list}." if self.settings.lama.slice_list else ".")
+                )
+            found.append(SliceDataset(dataset, slices))
+        return found[0], found[1]
+
+    def healthy_slices(self, dataset: Any) -> dict[str, list[int]]:
+        """Numbers of the slices to learn from, by case; cases without one are left out."""
+        lama, roi_labels = self.settings.lama, self.settings.roi.labels
+        listed = read_slice_list(Path(lama.slice_list)) if lama.slice_list else None
+        slices = {}
+        for case in dataset.identifiers:
+            _, labels, _, properties = dataset.load_case(case)
+            fit = learnable_slices(np.asarray(labels[0]), roi_labels, lama.lesion_labels)
+            if listed is not None:
+                fit = [number for number in fit if number + first_slice(properties) in listed.get(case, ())]
+            if fit:
+                slices[case] = fit
+        return slices
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
+        """Nothing is rotated or scaled, so that what is loaded is what the network takes."""
+        rotation, dummy_2d, _, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return rotation, dummy_2d, self.configuration_manager.patch_size, mirror_axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
+        """Flips, the bone's mask, large masks beside it where wanted, and a random bias field on the image."""
+        lama = self.settings.lama
+        mirror: list[BasicTransform] = [MirrorTransform(lama.mirror_axes)] if lama.mirror_axes else []
+        masks = [RandomTransform(LargeMaskTransform(), lama.large_mask_probability)]
+        field = RandomTransform(BiasFieldTransform(strength=lama.bias_field_strength), lama.bias_field_probability)
+        pipeline = insert_after_resampling(
+            ComposeTransforms([*mirror, RemoveLabelTansform(-1, 0)]), [self.roi_transform(), *masks]
+        )
+        return protect_channels(ComposeTransforms([*pipeline.transforms, field]))
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def _build_loss(self) -> Any:
+        """Both losses are put together in ``train_step``."""
+        return None
+
+    def train_step(self, batch: dict) -> dict:
+        """The discriminator learns to tell the reconstruction from the image, then the generator to pass for it."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        image, region = data[:, :-1], data[:, -1:]
+        inpainted = self.forward_pass(data)
+        terms = self.train_discriminator(image, inpainted.detach(), region)
+        total, more = self.train_generator(image, inpainted, region)
+        return {"loss": total, **{name: float(value.detach()) for name, value in {**terms, **more}.items()}}
+
+    def train_discriminator(
+        self, image: torch.Tensor, inpainted: torch.Tensor, region: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """One step: non-saturating loss, in which what was not erased counts as real, and the R1 penalty."""
+        optimizer = self.optimizer.discriminator
+        self.discriminator.train().requires_grad_(True)
+        optimizer.zero_grad(set_to_none=True)
+        real_image = image.detach().requires_grad_(True)
+        real, _ = self.discriminator(real_image)
+        fake, _ = self.discriminator(inpainted)
+        terms = {
+            "discriminator": adversarial.discriminator_loss(real, fake, region),
+            "r1": adversarial.r1_penalty(real, real_image),
+        }
+        (terms["discriminator"] + self.settings.lama.r1_weight * terms["r1"]).backward()
+        if self.is_ddp:
+            for parameter in self.discriminator.parameters():
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= distributed.get_world_size()
+        optimizer.step()
+        return terms
+
+    def train_generator(
+        self, image: torch.Tensor, inpainted: torch.Tensor, region: torch.Tensor
+    ) -> tuple[float, dict[str, torch.Tensor]]:
+        """One step; the weighted sum of all terms, and the terms."""
+        lama, optimizer = self.settings.lama, self.optimizer.generator
+        self.discriminator.requires_grad_(False)
+        with torch.no_grad():
+            _, real_features = self.discriminator(image)
+        fake, fake_features = self.discriminator(inpainted)
+        terms = {
+            "l1_known": adversarial.masked_l1(image, inpainted, 1 - region),
+            "l1_region": adversarial.masked_l1(image, inpainted, region),
+            "adversarial": adversarial.generator_loss(fake),
+            "feature_matching": adversarial.feature_matching(real_features, fake_features),
+        }
+        weights = {
+            "l1_known": lama.l1_known_weight,
+            "l1_region": lama.l1_region_weight,
+            "adversarial": lama.adversarial_weight,
+            "feature_matching": lama.feature_matching_weight,
+        }
+        if self.perceptual is not None:
+            terms["perceptual"] = adversarial.perceptual_loss(self.perceptual, image, inpainted)
+            weights["perceptual"] = lama.perceptual_weight
+        total = torch.stack([weights[name] * terms[name] for name in terms]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        if self.grad_scaler is None:
+            total.backward()
+            optimizer.step()
+        else:
+            self.grad_scaler.scale(total).backward()
+            self.grad_scaler.step(optimizer)
+            self.grad_scaler.update()
+        return float(total.detach()), terms
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Log the mean of every term."""
+        for name in train_outputs[0]:
+            mean = self.mean_over_gpus([float(output[name]) for output in train_outputs])
+            self.logger.log("train_losses" if name == "loss" else name, mean, self.current_epoch)
+
+    def validation_step(self, batch: dict) -> dict:
+        """Sum of absolute errors inside the region, and its pixels."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        with torch.no_grad():
+            errors = (self.forward_pass(data) - data[:, :-1]).abs().mean(1, keepdim=True) * data[:, -1:]
+        return {"errors": float(errors.sum()), "pixels": float(data[:, -1:].sum())}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """The validation loss is the mean absolute error inside the region, over all pixels of the epoch."""
+        errors, pixels = (self.mean_over_gpus([output[name] for output in val_outputs]) for name in val_outputs[0])
+        self.logger.log("val_losses", errors / pixels if pixels else float("nan"), self.current_epoch)
+
+
+__getattr__ = epoch_variants(globals())
