@@ -125,9 +125,17 @@ def _with_side_axis(settings: Any, values: dict[str, Any], plans: dict[str, Any]
     wanted = "symmetry.pairs" in values and symmetry.pairs and not plain
     if not wanted or symmetry.side_axis >= 0 or "symmetry.side_axis" in values:
         return settings
+    from nnunet_anomaly.errors import AnomalyError, SettingsError
     from nnunet_anomaly.planners.symmetry import derived_side_axis
 
-    return settings.with_values({"symmetry.side_axis": derived_side_axis(_label_maps(folder.name), plans)})
+    try:
+        label_maps = _label_maps(folder.name)
+    except AnomalyError as error:
+        raise SettingsError(
+            f"Which axis leads from left to right is told by the label maps of the raw dataset: {error} Or name the "
+            "axis of preprocessed arrays, for example --set symmetry.side_axis=2."
+        ) from error
+    return settings.with_values({"symmetry.side_axis": derived_side_axis(label_maps, plans)})
 
 
 def _label_maps(dataset: str) -> list[Path]:
