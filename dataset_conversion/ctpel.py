@@ -130,7 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="JSON",
         help='what labels or segments are: {"1": "hip_left", "Right Femur": "femur_right", "7": null}; names are '
-        f"{', '.join(KNOWN_NAMES)} (femur and hip: which side is told by geometry), null leaves one out",
+        f"{', '.join(KNOWN_NAMES)} (femur and hip: which side is told by geometry), null leaves one out. Segments that "
+        "are not named here are known by their words; of label maps every number has to be named",
     )
     parser.add_argument(
         "--sides",
@@ -497,7 +498,10 @@ def check_parts(parts: Sequence[Part], spacing_mm: Sequence[float], where: str) 
             raise LabelError(f"{where} has {number[structure]} structures that are a {structure}: {named}.")
         if number[structure] < (1 if structure == FEMUR else wanted):
             named = ", ".join(repr(part.named) for part in parts) or "nothing"
-            raise LabelError(f"{where} has {number[structure]} of {wanted} {structure} structures; it has {named}.")
+            raise LabelError(
+                f"{where} has {number[structure]} of {wanted} {structure} structures; it has {named}. All are needed, "
+                "but for one femur; what --label-names leaves out counts as absent."
+            )
     for part in parts:
         voxels = int(part.mask.sum())
         if voxels * voxel_mm3 < LEAST_BONE_MM3:
@@ -512,7 +516,7 @@ def check_parts(parts: Sequence[Part], spacing_mm: Sequence[float], where: str) 
                 raise LabelError(
                     f"{where}: '{femur}', a femur, lies above '{hip}', a hip bone. Say what is what by --label-names."
                 )
-    return [] if number[FEMUR] == 2 else ["WARNING: one femur is absent; was this hip replaced?"]
+    return [] if number[FEMUR] == 2 else ["WARNING: one femur is absent: a replaced hip, or left out by --label-names?"]
 
 
 def with_sides(

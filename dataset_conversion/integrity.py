@@ -31,6 +31,10 @@ def integrity_report(
     training = [case_id for case_id, record in records.items() if not record["test"]]
     problems = [
         f"fold {index} would have no {part} case and is not in splits_final.json"
+        + (
+            ", so that later folds are counted one less: mend the failed cases before any fold is trained"
+            * bool(failed)
+        )
         for index, split in enumerate(splits or [])
         for part in ("train", "val")
         if not split[part]

@@ -300,7 +300,8 @@ class DatasetWriter:
             failed: reason for every case that is not finished.
             splits: folds over all training cases of the release, finished or not, so that mending a case moves no
                 other case to another fold; those that have no finished case to train on, or none to validate on, are
-                not written. ``None`` writes no splits.
+                not written (the report says so: later folds are counted one less until the failed cases are mended).
+                ``None`` writes no splits.
 
         Returns:
             The integrity report. Without a finished training case no dataset.json is written.

@@ -22,11 +22,21 @@ _SAME = object()
 
 
 def setting(
-    text: str, robust: Any, paper: Any = _SAME, *, minimum: float | None = None, maximum: float | None = None
+    text: str,
+    robust: Any,
+    paper: Any = _SAME,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    derived: bool = False,
 ) -> Any:
-    """A dataclass field with its documentation, its value in either preset and its allowed range."""
+    """A dataclass field with its documentation, its value in either preset and its allowed range.
+
+    ``derived``: planning takes the value from the data, so that changing to a preset leaves it.
+    """
     paper = robust if paper is _SAME else paper
-    metadata = {"text": text, "robust": robust, "paper": paper, "minimum": minimum, "maximum": maximum}
+    limits = {"minimum": minimum, "maximum": maximum}
+    metadata = {"text": text, "robust": robust, "paper": paper, "derived": derived, **limits}
     return field(default_factory=lambda: robust, metadata=metadata)
 
 
@@ -35,7 +45,9 @@ class RoiSettings:
     """The region of interest: where anomalies are looked for."""
 
     labels: tuple[int, ...] = setting(
-        "Labels that make up the region; derived from dataset.json (`anomaly.roi_labels`), else all foreground.", ()
+        "Labels that make up the region; derived from dataset.json (`anomaly.roi_labels`), else all foreground.",
+        (),
+        derived=True,
     )
     dilation_mm: float = setting(
         "Margin around the labels that is erased for G as well (Woo: 50 voxels of 0.365 mm).", 3.0, 18.0, minimum=0
@@ -110,7 +122,7 @@ class CorruptionSettings:
     probability: float = setting("Probability that a training patch gets lesions.", 0.5, minimum=0, maximum=1)
     max_lesions: int = setting("At most this many lesions in a patch.", 3, minimum=1)
     radius_mm: tuple[float, float] = setting(
-        "Smallest and largest radius; derived from the image size.", (3.0, 12.0), minimum=0.1
+        "Smallest and largest radius; derived from the image size.", (3.0, 12.0), minimum=0.1, derived=True
     )
     contrast_sd: tuple[float, float] = setting(
         "Smallest and largest contrast, in standard deviations of the region's intensity.", (0.7, 3.0), minimum=0
@@ -152,9 +164,10 @@ class VaeSettings:
         "How the training images lie, in DICOM's letters such as LPS; derived from their headers. Images that lie "
         "otherwise are refused; empty: not looked at.",
         "",
+        derived=True,
     )
-    latent_size_2d: int = setting("Length of the code of 2d_whole.", 128, minimum=1)
-    latent_size_3d: int = setting("Length of the code of 3d_whole.", 512, minimum=1)
+    latent_size_2d: int = setting("Length of the code of 2d_whole.", 128, minimum=1, derived=True)
+    latent_size_3d: int = setting("Length of the code of 3d_whole.", 512, minimum=1, derived=True)
     kl_weight: float = setting(
         "Weight of the Kullback-Leibler divergence against the sum of absolute errors, at 64 voxels along "
         "every axis; at other sizes in proportion to the number of voxels.",
@@ -175,7 +188,9 @@ class VaeSettings:
         100,
         minimum=1,
     )
-    batch_size: int = setting("Batch size; derived, lower where the memory target asks for it.", 32, minimum=2)
+    batch_size: int = setting(
+        "Batch size; derived, lower where the memory target asks for it.", 32, minimum=2, derived=True
+    )
     mirror_axes: tuple[int, ...] = setting("Axes mirrored in training; none in the paper.", (), minimum=0, maximum=2)
 
 
@@ -192,19 +207,21 @@ class ErasingSettings:
     )
     max_cubes: int = setting("At most so many cubes where there are several.", 10, minimum=1)
     max_slices: int = setting(
-        "At most so many consecutive slices of one side of the brain (paper: 32 of 64).", 32, minimum=1
+        "At most so many consecutive slices of one side of the brain (paper: 32 of 64).", 32, minimum=1, derived=True
     )
     side_axis: int = setting(
         "Axis from left to right, of a preprocessed 3-D image; derived from the images' orientation.",
         2,
         minimum=0,
         maximum=2,
+        derived=True,
     )
     slice_axis: int = setting(
         "Axis along which slices are counted, from feet to head; derived from the images' orientation.",
         0,
         minimum=0,
         maximum=2,
+        derived=True,
     )
 
 
@@ -236,6 +253,7 @@ class SymmetrySettings:
         "Labels of left and right of every pair; derived from the names of labels (`femur_left`, `Right Hip`) where "
         "the training label maps confirm them, each on a side of its own.",
         (),
+        derived=True,
     )
     side_axis: int = setting(
         "Axis from left to right, of a preprocessed 3-D image; derived from the images' orientation; -1 where it is "
@@ -243,6 +261,7 @@ class SymmetrySettings:
         -1,
         minimum=-1,
         maximum=2,
+        derived=True,
     )
     mirroring: Literal["swap", "off", "plain"] = setting(
         "Mirroring along that axis in training: `swap` exchanges the labels of every pair with it, `off` leaves the "
@@ -261,6 +280,7 @@ class SymmetrySettings:
         "prediction knows it. -1 throughout: the model cannot predict with `swap`.",
         (),
         minimum=-1,
+        derived=True,
     )
 
 
@@ -338,12 +358,14 @@ class MultiPlanarSettings:
         "rounded up to a multiple of what the network needs.",
         128,
         minimum=8,
+        derived=True,
     )
     plane_extent_mm: float = setting(
         "Length of its axes; derived: the 75th percentile of lengths over images and axes, rounded up with the pixels. "
         "A pixel's size follows from both, in training and in prediction.",
         128.0,
         minimum=1,
+        derived=True,
     )
 
 
@@ -471,6 +493,16 @@ class AnomalySettings:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict (lists for tuples), as written to the plans."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def at_preset(self, preset: str) -> AnomalySettings:
+        """Every value at that of a preset, but for those that planning derived from the data.
+
+        Raises:
+            SettingsError: there is no such preset.
+        """
+        flat = dict(_flatten(self.to_dict()))
+        derived = {key: flat[key] for key, entry in all_fields() if entry.metadata["derived"]}
+        return AnomalySettings.for_preset(preset).with_values(derived)
 
     def with_values(self, values: Mapping[str, Any]) -> AnomalySettings:
         """A copy with some values changed; keys are dotted, as in ``focal.beta``."""

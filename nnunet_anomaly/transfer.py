@@ -71,8 +71,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not readable as a checkpoint ({type(error).__name__}: {error}).") from error
     if not isinstance(checkpoint, dict) or not {"network_weights", "init_args"} <= checkpoint.keys():
         raise InputError(f"{path} is no checkpoint of nnU-Net: it has no network_weights or no init_args.")
-    dataset_json = checkpoint["init_args"].get("dataset_json", {})
-    if "labels" not in dataset_json or not {"channel_names", "modality"} & dataset_json.keys():
+    init_args = checkpoint["init_args"]
+    dataset_json = init_args.get("dataset_json") if isinstance(init_args, dict) else None
+    if (
+        not isinstance(dataset_json, dict)
+        or not isinstance(dataset_json.get("labels"), dict)
+        or not {"channel_names", "modality"} & dataset_json.keys()
+    ):
         raise InputError(
             f"{path} does not say what its network was trained on: the dataset.json in it (init_args) is missing, or "
             "has no labels or no channel_names. Take a checkpoint as nnU-Net wrote it."
@@ -91,8 +96,10 @@ def differing_classes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
     """
 
     def plain(labels: Mapping[str, Any]) -> dict[str, Any]:
+        """A list of one is its value, and a region is the same in whichever order it is written."""
         classes = {name: value for name, value in labels.items() if name != "ignore"}
-        return {name: list(value) if isinstance(value, list | tuple) else int(value) for name, value in classes.items()}
+        lists = {name: sorted(value) if isinstance(value, list | tuple) else [value] for name, value in classes.items()}
+        return {name: values if len(values) > 1 else values[0] for name, values in lists.items()}
 
     before, now = plain(there), plain(here)
     found = []
@@ -103,7 +110,7 @@ def differing_classes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
             found.append(f"'{name}' ({now[name]}) is a class of the dataset alone")
         elif before[name] != now[name]:
             found.append(f"'{name}' is {before[name]} in the checkpoint and {now[name]} in the dataset")
-    has_regions = any(isinstance(value, list) and len(value) > 1 for value in now.values())
+    has_regions = any(isinstance(value, list) for value in now.values())
     if not found and has_regions and list(before) != list(now):  # the order of regions is that of the outputs
         found.append(f"the regions come in another order, {list(before)} in the checkpoint and {list(now)} here")
     return found

@@ -109,3 +109,10 @@ def test_wrong_assignments_are_refused(text, message):
 def test_every_setting_is_documented():
     for key, entry in all_fields():
         assert entry.metadata["text"].endswith("."), key
+
+
+def test_a_preset_leaves_what_planning_derived_from_the_data():
+    values = {"roi.labels": [3], "multi_planar.plane_pixels": 72, "vae.orientation": "LPS", "gap_weights.amplitude": 5}
+    paper = AnomalySettings().with_values(values).at_preset("paper")
+    assert (paper.roi.labels, paper.multi_planar.plane_pixels, paper.vae.orientation) == ((3,), 72, "LPS")
+    assert (paper.preset, paper.gap_weights.amplitude, paper.focal.alpha) == ("paper", 20, 10)

@@ -43,6 +43,18 @@ def test_all_weights_and_buffers_are_taken(tmp_path, wrap):
     assert all(parameter.requires_grad for parameter in target.parameters())
 
 
+def test_a_region_is_the_same_in_whichever_order_it_is_written():
+    assert differing_classes({"background": 0, "both": [1, 2]}, {"background": 0, "both": [2, 1]}) == []
+    assert differing_classes({"background": 0, "both": [1, 2]}, {"background": 0, "both": [1, 3]})
+
+
+@pytest.mark.parametrize("init_args", [None, {"dataset_json": None}, {"dataset_json": {"labels": [], "modality": {}}}])
+def test_checkpoints_that_do_not_say_what_they_are_are_named(tmp_path, init_args):
+    torch.save({"network_weights": {}, "init_args": init_args}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"odd\.pth does not say what its network was trained on"):
+        transfer_weights(network(), tmp_path / "odd.pth", DATASET)
+
+
 def test_wrappers_are_taken_off():
     bare = network()
     assert isinstance(compiled(bare), OptimizedModule)
@@ -63,6 +75,7 @@ def test_wrappers_are_taken_off():
         ),
         ({"femur_right": 2, "background": 0, "femur_left": 1}, []),  # outputs go by value
         ({**LABELS, "ignore": 3}, []),
+        ({"background": 0, "femur_left": [1], "femur_right": (2,)}, []),
     ],
 )
 def test_classes_that_differ_are_listed(tmp_path, here, messages):

@@ -14,7 +14,7 @@ from torch import nn
 from nnunet_anomaly.architectures.twin_mirroring import TwinMirroring
 from nnunet_anomaly.augmentation.twin_mirroring import know_left_from_right
 from nnunet_anomaly.errors import SettingsError
-from nnunet_anomaly.files import nnunet_folder
+from nnunet_anomaly.files import load_json, nnunet_folder
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
 from nnunet_anomaly.transfer import differences_in_preprocessing, transfer_weights
@@ -136,10 +136,37 @@ class SegmentationTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """As nnU-Net; before anything else take the weights that the plans name, unless ``--c`` brought its own."""
+        self.check_other_checkpoints()
         if self.settings.transfer.checkpoint and self.current_epoch == 0:
             results = nnunet_folder("nnUNet_results")
             self.take_weights_from(results / Path(self.settings.transfer.checkpoint).expanduser())
         super().on_train_start()
+
+    def check_other_checkpoints(self) -> None:
+        """Checkpoints tell nnU-Net's predictor which axes to mirror, and all folds of a folder share its plans.
+
+        Raises:
+            SettingsError: the folder has checkpoints by ``plain`` plans, which mirror the axis from left to right, and
+                these plans would have the network look at the mirror image too: the sides would be averaged.
+        """
+        folder = Path(self.output_folder_base)
+        if self.side_axis is None or self.settings.symmetry.test_time_mirroring == "plain":
+            return
+        if not (folder / "plans.json").is_file() or not any(folder.glob("fold_*/checkpoint_*.pth")):
+            return
+        if AnomalySettings.from_plans(load_json(folder / "plans.json")).symmetry.test_time_mirroring == "plain":
+            raise SettingsError(
+                f"{folder} has checkpoints of a training with symmetry.test_time_mirroring=plain, which do not go "
+                "together with these plans: nnU-Net mirrors left and right for them as if they were one. Save these "
+                "plans under another name (nnunet-anomaly plan ... --save-as NAME), or remove that folder."
+            )
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net; which axes the predictor mirrors is by these plans, if they were changed since."""
+        super().load_checkpoint(filename_or_checkpoint)
+        axes = self.inference_allowed_mirroring_axes
+        if self.side_axis is not None and self.settings.symmetry.test_time_mirroring != "plain":
+            self.inference_allowed_mirroring_axes = self._without_side_axis(axes) or None
 
     def take_weights_from(self, path: Path) -> None:
         """Make the network, give it all weights of a checkpoint, and note it in the log.

@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="assignments",
         help="change one setting, e.g. focal.beta=50 or roi.labels=[1,3]; may be given several times",
     )
-    parser.add_argument("--preset", choices=("robust", "paper"), help="start again from a preset before --set")
+    parser.add_argument(
+        "--preset",
+        choices=("robust", "paper"),
+        help="all values of a preset, before --set; those that planning derived from the data stay",
+    )
     parser.add_argument(
         "--add-block", action="store_true", help="add the block to plans that another planner made (keeps the rest)"
     )
@@ -86,7 +90,7 @@ def _add_quartile_statistics(plans: dict[str, Any], folder: Path, num_processes:
 
 
 def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add_block: bool) -> Any:
-    """The settings of the plans, or derived anew from the data at a preset."""
+    """The settings of the plans, at a preset where one is wanted; derived from the data where the plans have none."""
     import numpy as np
 
     from nnunet_anomaly.errors import SettingsError
@@ -98,6 +102,9 @@ def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add
 
     if add_block and BLOCK in plans and not preset:
         raise SettingsError('These plans already have an "anomaly" block; change it with --set or --preset.')
+    if BLOCK in plans:
+        settings = AnomalySettings.from_plans(plans)
+        return settings.at_preset(preset) if preset else settings
     if preset or add_block:
         dataset_json = load_json(folder / "dataset.json")
         settings = derived_settings(
@@ -106,9 +113,6 @@ def _starting_point(plans: dict[str, Any], folder: Path, preset: str | None, add
             np.array(plans["original_median_spacing_after_transp"]),
             preset or "robust",
         )
-        if BLOCK in plans:  # what images say does not depend on a preset
-            symmetry = AnomalySettings.from_plans(plans).symmetry
-            return settings.with_values({"symmetry.pairs": symmetry.pairs, "symmetry.side_axis": symmetry.side_axis})
         label_maps = _label_maps(folder.name) if pairs_by_name(dataset_json["labels"]) else []
         return settings.with_values(derived_symmetry(dataset_json, label_maps, plans))
     return AnomalySettings.from_plans(plans)
@@ -121,9 +125,17 @@ def _with_side_axis(settings: Any, values: dict[str, Any], plans: dict[str, Any]
     wanted = "symmetry.pairs" in values and symmetry.pairs and not plain
     if not wanted or symmetry.side_axis >= 0 or "symmetry.side_axis" in values:
         return settings
+    from nnunet_anomaly.errors import AnomalyError, SettingsError
     from nnunet_anomaly.planners.symmetry import derived_side_axis
 
-    return settings.with_values({"symmetry.side_axis": derived_side_axis(_label_maps(folder.name), plans)})
+    try:
+        label_maps = _label_maps(folder.name)
+    except AnomalyError as error:
+        raise SettingsError(
+            f"Which axis leads from left to right is told by the label maps of the raw dataset: {error} Or name the "
+            "axis of preprocessed arrays, for example --set symmetry.side_axis=2."
+        ) from error
+    return settings.with_values({"symmetry.side_axis": derived_side_axis(label_maps, plans)})
 
 
 def _label_maps(dataset: str) -> list[Path]:

@@ -83,7 +83,8 @@ def _print_step(by_label: Mapping[str, Mapping[str, Any]]) -> None:
     found = {key for counts in by_label.values() for key in counts}
     keys = [key for key in COLUMNS if key in found]
     rows = [[label, *(_cell(key, counts.get(key, 0)) for key in keys)] for label, counts in by_label.items()]
-    print_table(["label", *(COLUMNS[key] for key in keys)], rows, left_columns=1)
+    if rows:
+        print_table(["label", *(COLUMNS[key] for key in keys)], rows, left_columns=1)
 
 
 def _print_changes(changes: Sequence[Mapping[str, Any]]) -> None:

@@ -161,7 +161,10 @@ def _source(images: Sequence[Path | None], label: Path) -> Any:
 def _may_go_on(dataset: RawDataset, case: str, source: Any) -> bool:
     """Whether a case was begun from these files, and what was finished of it has not been changed since."""
     path = dataset.record_path(case)
-    record = load_json(path) if path.is_file() else {}
+    try:
+        record = load_json(path) if path.is_file() else {}
+    except InputError:
+        return False  # damaged: it says nothing
     return record.get("begun_from") == source and (
         "written" not in record or record["written"] == _state(dataset, case)
     )

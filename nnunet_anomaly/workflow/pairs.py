@@ -37,20 +37,25 @@ def find_pairs(folder: Path, files: Mapping[str, Path]) -> tuple[list[list[int]]
     pairs, source = _named_pairs(folder)
     said = [f"Pairs of left and right: {_words(pairs)} ({source})."]
     kept = []
-    for pair, counts in _sides(pairs, files).items():
-        name = _words([pair])
-        if not counts:
-            said.append(f"{name}: no label map that was looked at shows both sides.")
-        elif (side := agreed_side(counts.elements())) is None:
+    for pair, sides in _sides(pairs, files).items():
+        name, counts = _words([pair]), Counter(sides.values())
+        side = agreed_side(sides.values())
+        if sides and side is None:
             said.append(
                 f"{name} is left out: of {counts.total()} label maps with both, the first lies to the patient's left "
                 f"in {counts[LEFT]} and to the right in {counts[RIGHT]}. If it is a pair nevertheless, give it with "
                 "--pairs."
             )
             continue
+        kept.append(list(pair))
+        if not sides:
+            said.append(f"{name}: no label map that was looked at shows both sides.")
         elif side == RIGHT:
             said.append(f"{name}: the one named left lies on the patient's right; are the label maps mirrored?")
-        kept.append(list(pair))
+        if others := [case for case, where in sides.items() if where != side]:
+            said.append(
+                f"{name}: not so in {', '.join(others)}, of {counts.total()} that were looked at. Look at them."
+            )
     if not kept:
         raise SettingsError(f"{' '.join(said)} No pair is left. Give pairs, for example --pairs 1:2 3:4.")
     return kept, said
@@ -73,18 +78,18 @@ def _named_pairs(folder: Path) -> tuple[tuple[Pair, ...], str]:
     )
 
 
-def _sides(pairs: Sequence[Pair], files: Mapping[str, Path]) -> dict[Pair, Counter[str]]:
-    """On which side the first of every pair lies, in how many of those of the sample that show both."""
-    found: dict[Pair, Counter[str]] = {pair: Counter() for pair in pairs}
-    paths = list(files.values())
-    number = min(SAMPLE, len(paths))
-    for path in [paths[index * len(paths) // number] for index in range(number)]:
+def _sides(pairs: Sequence[Pair], files: Mapping[str, Path]) -> dict[Pair, dict[str, str]]:
+    """On which side the first of every pair lies, by case, for those of the sample that show both."""
+    found: dict[Pair, dict[str, str]] = {pair: {} for pair in pairs}
+    cases = list(files)
+    number = min(SAMPLE, len(cases))
+    for case in [cases[index * len(cases) // number] for index in range(number)]:
         try:
-            label_map, image = read_label_map(path)
+            label_map, image = read_label_map(files[case])
         except InputError:
             continue  # it is named when it is its turn
         for pair, side in side_of_left(label_map, pairs, spacing_zyx_mm(image), image.GetDirection()).items():
-            found[pair][side] += 1
+            found[pair][case] = side
     return found
 
 

@@ -91,6 +91,15 @@ def test_corrected_cases_are_added_and_counted(workspace, capsys):
     assert "nnUNetv2_plan_and_preprocess -d 110" in printed
 
 
+def test_a_damaged_record_says_nothing_and_replace_is_named(workspace, capsys):
+    assert add(workspace) == 0
+    (record,) = (workspace / "nnUNet_raw" / DATASET).glob("**/hip_2.json")
+    record.write_text("{")
+    assert add(workspace) == 2
+    assert "--replace" in capsys.readouterr().err
+    assert add(workspace, "--replace") == 0
+
+
 def test_nnunet_finds_the_dataset_in_order(workspace):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 

@@ -1,8 +1,11 @@
+import functools
+
 import numpy as np
 import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunet_anomaly.planners.anomaly import derived_settings, nnUNetPlannerAnomaly, nnUNetPlannerAnomalyTiny
+from nnunet_anomaly.settings import AnomalySettings, all_fields
 
 DATASET = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "bone": 1, "cartilage": 2}}
 
@@ -65,3 +68,18 @@ def test_small_images_keep_their_own_spacing(monkeypatch, tmp_path):
     plans = load_json(str(tmp_path / "preprocessed" / "Dataset101_Knee" / f"{made.plans_identifier}.json"))
     assert plans["configurations"]["3d_inpainting"]["spacing"] == [1.0, 1.0, 1.0]
     assert plans["configurations"]["2d_inpainting"]["spacing"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "plans_name", ["nnUNetAnomalyTinyPlans", "nnUNetWholeVolumePlans_16voxels", "nnUNetMultiPlanarTinyPlans"]
+)
+def test_what_planning_derives_is_marked_so(planned_whole, planned_planar, plans_name):
+    """Changing to a preset would throw it away otherwise."""
+    folder = planned_whole.root / "nnUNet_preprocessed" / "Dataset101_Tiny"
+    settings = AnomalySettings.from_plans(load_json(str(folder / f"{plans_name}.json")))
+    preset, marked = AnomalySettings.for_preset("robust"), 0
+    for key, entry in all_fields():
+        planned, usual = (functools.reduce(getattr, key.split("."), one) for one in (settings, preset))
+        assert planned == usual or entry.metadata["derived"], key
+        marked += planned != usual
+    assert marked

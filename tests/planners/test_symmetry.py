@@ -191,7 +191,7 @@ def test_the_block_that_is_added_to_plans_has_pairs(sided, monkeypatch, capsys):
     assert "symmetry.pairs has [4]; the dataset's labels are [1, 2]" in capsys.readouterr().err
 
 
-def test_pairs_that_are_set_take_the_axis_from_headers(sided, monkeypatch):
+def test_pairs_that_are_set_take_the_axis_from_headers(sided, monkeypatch, capsys):
     for folder in (sided, sided.parents[1] / "nnUNet_raw" / sided.name):
         dataset = json.loads((folder / "dataset.json").read_text())
         dataset["labels"] = {"background": 0, "knee": 1, "other knee": 2}
@@ -208,6 +208,9 @@ def test_pairs_that_are_set_take_the_axis_from_headers(sided, monkeypatch):
     assert planned("symmetry.pairs=[[1,2]]") == 2
     monkeypatch.delenv("nnUNet_raw")
     assert planned("symmetry.pairs=[[1,2]]") == 2  # known already
+    assert planned("symmetry.side_axis=-1") == -1
+    assert main(["plan", "-d", "101", "-p", "stock", "--set", "symmetry.pairs=[[1,2]]"]) == 2
+    assert "--set symmetry.side_axis=2" in capsys.readouterr().err
     assert planned("symmetry.pairs=[]", "symmetry.side_axis=-1") == -1
     plain = [f"symmetry.{name}=plain" for name in ("mirroring", "test_time_mirroring")]
     assert planned("symmetry.pairs=[[1,2]]", *plain) == -1  # it does not matter then

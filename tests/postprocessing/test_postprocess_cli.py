@@ -189,6 +189,13 @@ def test_pairs_that_do_not_lie_side_by_side_are_refused(predicted, capsys):
     assert "to the patient's left in 2 and to the right in 1" in capsys.readouterr().err
 
 
+def test_a_case_that_lies_otherwise_than_nearly_all_is_named(predicted, capsys):
+    for index in range(10):
+        write(sides()[..., ::-1] if index == 4 else sides(), predicted / f"in/hip_{index}.nii.gz")
+    assert postprocess(predicted, "--pairs") == 0
+    assert "1:2: not so in hip_4, of 10 that were looked at" in capsys.readouterr().out
+
+
 def test_where_one_side_is_absent_nothing_is_relabelled_into_existence(predicted, capsys):
     alone = np.where(sides() == 2, 0, sides())
     alone[0, 0, 0] = 1

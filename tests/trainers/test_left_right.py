@@ -1,6 +1,7 @@
 """Mirroring of segmentation trainers: as nnU-Net's without pairs, else so that left and right are told apart."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +219,26 @@ def test_swap_after_plain_is_refused(new_trainer, files, mirroring, regions):
     assert not network_after(trainer, "plain")._forward_hooks
     with pytest.raises(SettingsError, match="trained with plain"):
         network_after(trainer, "swap")
+
+
+def test_checkpoints_of_plain_plans_and_swap_do_not_meet(new_trainer, files):
+    """nnU-Net's predictor would mirror left and right together, and the hook exchange them: both sides the same."""
+    plain = {**PAIR, "symmetry__test_time_mirroring": "plain"}
+    trainer = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=copy.deepcopy(files[0]), **plain)
+    trainer.initialize()
+    trainer.on_train_start()
+    path = Path(trainer.output_folder) / "checkpoint_best.pth"
+    trainer.save_checkpoint(str(path))
+    assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
+
+    changed = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=copy.deepcopy(files[0]), **PAIR)
+    changed.load_checkpoint(str(path))  # --val
+    assert changed.inference_allowed_mirroring_axes == (0, 1)
+    other_fold = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", fold=1, plans=copy.deepcopy(files[0]), **PAIR)
+    with pytest.raises(SettingsError, match=r"test_time_mirroring=plain.*--save-as"):
+        other_fold.on_train_start()
+    again = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", fold=1, plans=copy.deepcopy(files[0]), **plain)
+    again.on_train_start()
 
 
 def test_regions_without_a_twin_are_refused_and_the_option_is_named(new_trainer, files):
