@@ -27,10 +27,8 @@ def bias_field(shape: Sequence[int], order: int, strength: float, rng: np.random
     Raises:
         ValueError: an order or a strength below 0.
     """
-    if len(shape) not in (2, 3) or order < 0 or strength < 0:
-        raise ValueError(
-            f"a bias field has 2 or 3 axes, not {len(shape)}; order {order}, strength {strength} from 0 on"
-        )
+    if order < 0 or strength < 0:
+        raise ValueError(f"order is {order} and strength {strength}; neither may be negative")
     coefficients = np.zeros((order + 1,) * len(shape))
     for powers in itertools.product(range(order + 1), repeat=len(shape)):
         if 0 < sum(powers) <= order:  # a constant would be divided out
