@@ -15,6 +15,7 @@ from nnunet_anomaly.architectures.fourier_convolution import (
     SpectralUnit,
     reflected,
 )
+from nnunet_anomaly.error_maps.predict import reconstruct
 
 SIZES = [(1, 1), (1, 6), (5, 1), (4, 6), (5, 7), (6, 5)]
 
@@ -271,6 +272,17 @@ def test_batch_norm_predicts_every_slice_by_itself():
     network = small(norm="batch")
     x = images((3, 1, 16, 16))
     torch.testing.assert_close(network(x)[1:2], network(x[1:2]))
+
+
+def test_prediction_slides_it_over_the_slices_of_a_volume():
+    volume = torch.cat((torch.rand(2, 3, 19, 22), torch.ones(1, 3, 19, 22)))
+    network = small(2)
+    answer = reconstruct(network, volume, (24, 24))  # larger than the slice: padded with zeros
+    assert answer.shape == (2, 3, 19, 22)
+    padded = torch.nn.functional.pad(volume[:, 1], (1, 1, 2, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(answer[:, 1], network(padded[None])[0, :, 2:21, 1:23])
+    assert reconstruct(network, volume, (12, 16)).isfinite().all()
 
 
 def test_the_answer_is_bounded_only_by_the_sigmoid():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_anomaly.architectures.vgg import VGG16Features
 from nnunet_anomaly.losses.adversarial import (
     discriminator_loss,
     feature_matching_loss,
@@ -169,6 +170,12 @@ def test_perceptual_loss_by_hand():
     loss.backward()
     assert image.grad is None and inpainted.grad.abs().sum().item() > 0
     assert perceptual_loss(image, image, extract).item() == 0
+
+
+def test_perceptual_loss_takes_vggs_features():
+    image, inpainted = torch.rand(1, 2, 8, 8), torch.rand(1, 2, 8, 8).requires_grad_()
+    perceptual_loss(image, inpainted, VGG16Features(None, [3, 8])).backward()
+    assert (inpainted.grad.abs().sum((0, 2, 3)) > 0).all()
 
 
 def test_half_precision_is_computed_in_single():
