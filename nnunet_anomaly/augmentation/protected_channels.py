@@ -36,6 +36,19 @@ def set_aside(data: dict[str, Any], channels: torch.Tensor) -> None:
     data[_KEY] = channels if present is None else torch.cat((present, channels))
 
 
+def mark_last_set_aside(data: dict[str, Any], mask: torch.Tensor) -> None:
+    """Set the channel that was set aside last to 1 inside ``mask``, bool (*spatial); no tensor is changed in place.
+
+    Raises:
+        ValueError: nothing was set aside.
+    """
+    if data.get(_KEY) is None:
+        raise ValueError("no channel was set aside that a mask could be added to")
+    channels = data[_KEY].clone()
+    channels[-1, mask] = 1
+    data[_KEY] = channels
+
+
 class SetAsideChannels(BasicTransform):
     """First transform: moves the last channels of ``image`` to where only spatial transforms reach them.
 
