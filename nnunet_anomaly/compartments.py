@@ -1,11 +1,11 @@
 """Compartments of the distal femur by geometry: medial condyle, lateral condyle and trochlea.
 
-In the manner of the scores WORMS (Peterfy 2004) and MOAKS (Hunter 2011): the trochlea is what lies in front, the central
-and posterior parts behind it belong to the medial or the lateral condyle. Readers set the border at the front of the
-menisci, which a femur alone does not show. Here it is a coronal plane at a share of the way from the most anterior to
-the most posterior point of the condyles. In the one segmented knee that we could measure, the medial meniscus begins at
-a share of 0.30 and the lateral one at 0.44. Both scores part the trochlea too, in a medial and a lateral half; we do
-not.
+In the manner of the scores WORMS (Peterfy 2004) and MOAKS (Hunter 2011): the trochlea is what lies in front; the
+central and posterior parts behind it belong to the medial or the lateral condyle. Readers set the border at the front
+of the menisci, which a femur alone does not show. Here it is a coronal plane at a share of the way from the most
+anterior to the most posterior point of the condyles. In the one segmented knee that we could measure, the medial
+meniscus begins at a share of 0.30 and the lateral one at 0.44. Both scores part the trochlea too, in a medial and a
+lateral half; we do not.
 
 All planes lie in patient coordinates, and which side is the medial one follows from the side of the knee, never from
 the order of slices. The planes go on upwards, so that shaft and metaphysis are parted by them as well.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_the_order_of_axes_and_slices_does_not_matter(knee, orientation):
 def test_the_share_moves_the_border_of_the_trochlea_alone(knee):
     _, image, side = knee
     maps = [parted(image, side, trochlea_share=share).label_map for share in (0, 0.3, 0.4, 1)]
-    for narrow, wide in zip(maps, maps[1:], strict=False):
+    for narrow, wide in pairwise(maps):
         assert np.all(wide[narrow == TROCHLEA] == TROCHLEA)
         kept = (wide > 0) & (wide != TROCHLEA)
         np.testing.assert_array_equal(wide[kept], narrow[kept])

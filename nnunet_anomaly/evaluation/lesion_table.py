@@ -166,9 +166,7 @@ def largest_distance(points: np.ndarray) -> float:
     )
 
 
-def _checked(
-    image: np.ndarray, bone: np.ndarray, origin_mm: Sequence[float], direction: Sequence[float]
-) -> np.ndarray:
+def _checked(image: np.ndarray, bone: np.ndarray, origin_mm: Sequence[float], direction: Sequence[float]) -> np.ndarray:
     """The bone as bool; the spacing and the lesion mask are checked elsewhere."""
     if image.ndim != 3 or np.shape(origin_mm) != (3,) or np.shape(direction) != (9,):
         raise GeometryError(
@@ -195,7 +193,7 @@ def _robust_sd(values: np.ndarray) -> float:
 
 def _main_compartment(parts: np.ndarray) -> str:
     """Compartment of most voxels; of equally many the first in ``COMPARTMENTS``."""
-    counts = {name: np.count_nonzero(parts == label) for name, label in COMPARTMENTS.items()}
+    counts = {name: int(np.count_nonzero(parts == label)) for name, label in COMPARTMENTS.items()}
     counts[ELSEWHERE] = parts.size - sum(counts.values())
     return max(counts, key=lambda name: counts[name])
 

@@ -87,6 +87,35 @@ def training_size_figure(lines: Mapping[str, tuple[Sequence[float], Sequence[flo
     return _with_legend(figure, ax)
 
 
+def size_groups_figure(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure:
+    """Means by groups of lesions by size, a panel for each unit, a line for each method and figure (Qin 2024, fig. 3).
+
+    Args:
+        rows: with unit, method, group (from 1), size (name of the group), metric, mean. A mean that is NaN is a gap.
+        titles: of the panels, by unit; a unit without a row has none.
+    """
+    units = [unit for unit in titles if any(row["unit"] == unit for row in rows)]
+    figure = Figure(figsize=(4.6 * len(units), 4.5), layout="constrained", dpi=150)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for ax, unit in zip(figure.subplots(1, len(units), squeeze=False)[0], units, strict=True):
+        found = [row for row in rows if row["unit"] == unit]
+        names = dict(sorted({row["group"]: row["size"] for row in found}.items()))
+        for place, method in enumerate(methods):
+            for line, metric in zip(LINE_STYLES, dict.fromkeys(row["metric"] for row in found), strict=False):
+                means = {
+                    row["group"]: row["mean"] for row in found if (row["method"], row["metric"]) == (method, metric)
+                }
+                values = [means.get(group, np.nan) for group in names]
+                colour = METHOD_COLOURS[place % len(METHOD_COLOURS)]
+                ax.plot(list(names), values, line, marker="o", color=colour, label=f"{method}, {metric}")
+        ax.set_xticks(list(names), [name.replace(" to ", " to\n", 1) for name in names.values()], fontsize="x-small")
+        ax.set_ylim(-0.02, 1.02)
+        ax.set_title(titles[unit], fontsize="medium")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    return figure
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """One slice of one case, all arrays of the same 2-D shape, turned as it is to be seen.
