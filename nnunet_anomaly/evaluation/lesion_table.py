@@ -205,8 +205,8 @@ def _case_row(
     if parts is not None:
         voxel_mm3 = math.prod(map(float, spacing_mm))
         for name, label in COMPARTMENTS.items():
-            volumes[COMPARTMENT_COLUMNS[name]] = np.count_nonzero(parts == label) * voxel_mm3
-        others = np.count_nonzero(~np.isin(parts, list(COMPARTMENTS.values())))
+            volumes[COMPARTMENT_COLUMNS[name]] = int(np.count_nonzero(parts == label)) * voxel_mm3
+        others = int(np.count_nonzero(~np.isin(parts, list(COMPARTMENTS.values()))))
         volumes[COMPARTMENT_COLUMNS[ELSEWHERE]] = others * voxel_mm3
     return {
         "lesions": len(rows),

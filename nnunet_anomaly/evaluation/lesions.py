@@ -188,7 +188,7 @@ def size_groups(sizes: np.ndarray, edges: Sequence[float], unit: str = "mm3") ->
         unit: of both.
     """
     place = np.searchsorted(np.asarray(edges, dtype=float), sizes, side="left")
-    texts = [f"{edge:.4g}" for edge in edges]
+    texts = [f"{edge:.4g}" if abs(edge) < 10_000 else f"{edge:.0f}" for edge in edges]
     if not texts:
         return {"all sizes": place == 0}
     names = [f"up to {texts[0]} {unit}", *(f"{low} to {high} {unit}" for low, high in pairwise(texts))]

@@ -30,7 +30,7 @@ def write_report(folder: Path, results: Results, about: str, failed: Mapping[str
     if results.size_rows:
         save_figure(size_groups_figure(results.size_rows, TITLES), folder / PICTURE)
         page.section("By size of lesion")
-        page.text("Fifths of the lesions, the smallest first; mean ± SD.")
+        page.text("Fifths by size of lesion, the smallest first; mean ± SD, of lesions the share that is hit.")
         page.picture(folder / PICTURE, "Figures by fifths of lesion size")
         _add_sizes(page, results)
     if results.comparisons:
@@ -83,7 +83,8 @@ def _add_sizes(page: Page, results: Results) -> None:
             row: dict[str, Any] = {"method": method, "fifth": group, "size": size}
             for each in found:
                 if (each["method"], each["group"]) == (method, group):
-                    row |= {"n": each["n"] + each["n_undefined"], each["metric"]: mean_and_sd(each, 3)}
+                    shown = f"{each['mean']:.3f}" if unit == LESION else mean_and_sd(each, 3)
+                    row |= {"n": each["n"] + each["n_undefined"], each["metric"]: shown}
             rows.append(row)
         if rows:
             page.text(f"{title}:")
