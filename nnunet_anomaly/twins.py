@@ -42,13 +42,18 @@ def pairs_by_name(labels: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     """
     found: dict[str, dict[str, list[int]]] = {LEFT: {}, RIGHT: {}}
     for name, value in single_labels(labels).items():
-        words = [word.casefold() for word in _WORD.findall(name)]
+        words = [word.casefold() for word in words_of(name)]
         sides = {_SIDES[word] for word in words if word in _SIDES}
         if len(sides) == 1:
             rest = " ".join(word for word in words if word not in _SIDES)
             found[sides.pop()].setdefault(rest, []).append(value)
     pairs = [(left, found[RIGHT].get(rest, [])) for rest, left in found[LEFT].items()]
     return tuple(sorted((left[0], right[0]) for left, right in pairs if len(left) == len(right) == 1))
+
+
+def words_of(name: str) -> list[str]:
+    """Words of a structure's name, parted by case, underscores, blanks and digits: ``hipL`` is ``hip``, ``L``."""
+    return _WORD.findall(name)
 
 
 def single_labels(labels: Mapping[str, Any]) -> dict[str, int]:

@@ -28,6 +28,7 @@ VERBS = {
     "filter-residuals": ("filter_residuals", "clean error maps: eroded mask, median filter, small components"),
     "evaluate": ("evaluate", "compare label maps with references, and two methods with each other"),
     "evaluate-anomaly": ("evaluate_anomaly", "compare anomaly maps with lesion masks"),
+    "evaluate-lesions": ("evaluate_lesions", "compare lesion masks with references, inside the bone"),
     "demo": ("demo", "run the whole chain on generated data"),
     "trainers-path": ("trainers_path", "print the folder for nnUNet_extTrainer"),
 }

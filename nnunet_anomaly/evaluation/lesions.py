@@ -167,25 +167,32 @@ def froc(thresholds: np.ndarray, shares: np.ndarray, false_positives: np.ndarray
 
 def thirds_mm3(volumes_mm3: np.ndarray) -> list[float]:
     """Volumes that part lesions into thirds (fewer edges where many are equally large); none without a lesion."""
-    if not volumes_mm3.size:
+    return quantile_edges(volumes_mm3, 3)
+
+
+def quantile_edges(sizes: np.ndarray, groups: int) -> list[float]:
+    """Sizes that part lesions into so many groups (fewer edges where many are equally large); none without a lesion."""
+    if not sizes.size:
         return []
-    edges = np.unique(np.quantile(volumes_mm3, [1 / 3, 2 / 3], method="inverted_cdf"))
-    return [float(edge) for edge in edges if edge < volumes_mm3.max()]
+    shares = [group / groups for group in range(1, groups)]
+    edges = np.unique(np.quantile(sizes, shares, method="inverted_cdf"))
+    return [float(edge) for edge in edges if edge < sizes.max()]
 
 
-def size_groups(volumes_mm3: np.ndarray, edges_mm3: Sequence[float]) -> dict[str, np.ndarray]:
+def size_groups(sizes: np.ndarray, edges: Sequence[float], unit: str = "mm3") -> dict[str, np.ndarray]:
     """Which lesions lie in each group, bool, by the group's name; an edge belongs to the group below it.
 
     Args:
-        volumes_mm3: of the lesions.
-        edges_mm3: ascending; n edges make n + 1 groups.
+        sizes: of the lesions.
+        edges: ascending; n edges make n + 1 groups.
+        unit: of both.
     """
-    place = np.searchsorted(np.asarray(edges_mm3, dtype=float), volumes_mm3, side="left")
-    texts = [f"{edge:.4g}" for edge in edges_mm3]
+    place = np.searchsorted(np.asarray(edges, dtype=float), sizes, side="left")
+    texts = [f"{edge:.4g}" if abs(edge) < 10_000 else f"{edge:.0f}" for edge in edges]
     if not texts:
         return {"all sizes": place == 0}
-    names = [f"up to {texts[0]} mm3", *(f"{low} to {high} mm3" for low, high in pairwise(texts))]
-    return {name: place == index for index, name in enumerate([*names, f"above {texts[-1]} mm3"])}
+    names = [f"up to {texts[0]} {unit}", *(f"{low} to {high} {unit}" for low, high in pairwise(texts))]
+    return {name: place == index for index, name in enumerate([*names, f"above {texts[-1]} {unit}"])}
 
 
 def third_order_fit(volumes_mm3: np.ndarray, values: np.ndarray) -> Polynomial | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from nnunet_anomaly.evaluation.anomaly import DetectionCurve
@@ -16,6 +17,7 @@ from nnunet_anomaly.evaluation.lesions import Froc, third_order_fit
 from nnunet_anomaly.report.figures import METHOD_COLOURS, PANEL_INCHES
 
 LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
 MOST_POINTS = 2000  # of a curve: more cannot be seen
 
 
@@ -85,6 +87,47 @@ def training_size_figure(lines: Mapping[str, tuple[Sequence[float], Sequence[flo
         order = np.argsort(sizes)
         ax.plot(np.asarray(sizes)[order], np.asarray(values)[order], marker="o", label=name, **_style(place))
     return _with_legend(figure, ax)
+
+
+def size_groups_figure(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure:
+    """Means by groups of lesions by size, a panel for each unit, a line for each method and figure (Qin 2024, fig. 3).
+
+    Args:
+        rows: with unit, method, group (from 1), size (name of the group), metric, mean. A mean that is NaN is a gap.
+        titles: of the panels, by unit; a unit without a row has none. At least one has a row.
+    """
+    units = [unit for unit in titles if any(row["unit"] == unit for row in rows)]
+    figure = Figure(figsize=(4.6 * len(units), 4.8), layout="constrained", dpi=150)
+    looks: dict[str, dict[str, Any]] = {
+        method: {
+            "color": METHOD_COLOURS[place % len(METHOD_COLOURS)],
+            "marker": MARKERS[place // len(METHOD_COLOURS) % len(MARKERS)],
+        }
+        for place, method in enumerate(dict.fromkeys(row["method"] for row in rows))
+    }
+    lines: dict[str, Any] = {}
+    for ax, unit in zip(figure.subplots(1, len(units), squeeze=False)[0], units, strict=True):
+        found = [row for row in rows if row["unit"] == unit]
+        names = dict(sorted({row["group"]: row["size"] for row in found}.items()))
+        styles = dict(zip(dict.fromkeys(row["metric"] for row in found), LINE_STYLES, strict=False))
+        lines |= styles if len(styles) > 1 else {}  # of a single figure the title speaks
+        for metric, style in styles.items():
+            for method, look in looks.items():
+                means = {
+                    row["group"]: row["mean"] for row in found if (row["method"], row["metric"]) == (method, metric)
+                }
+                ax.plot(list(names), [means.get(group, np.nan) for group in names], linestyle=style, **look)
+        texts = [name.replace("above ", "above\n").replace(" to ", " to\n", 1) for name in names.values()]
+        ax.set_xticks(list(names), texts, fontsize="x-small")
+        ax.set_ylim(-0.02, 1.02)
+        ax.set_title(titles[unit], fontsize="medium")
+        ax.grid(alpha=0.3)
+    handles = [Line2D([], [], label=method, **look) for method, look in looks.items()]
+    handles += [Line2D([], [], color="0.3", linestyle=style, label=metric) for metric, style in lines.items()]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), 3 * len(units)), fontsize="small"
+    )
+    return figure
 
 
 @dataclass(frozen=True, eq=False)

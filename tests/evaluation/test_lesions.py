@@ -17,6 +17,7 @@ from nnunet_anomaly.evaluation.lesions import (
     froc,
     is_hit,
     part_components,
+    quantile_edges,
     size_groups,
     third_order_fit,
     thirds_mm3,
@@ -126,6 +127,21 @@ def test_thirds_and_groups():
     assert [int(group.sum()) for group in groups.values()] == [2, 2, 2]
     assert thirds_mm3(np.zeros(0)) == [] and thirds_mm3(np.full(5, 7.0)) == []
     assert list(size_groups(volumes, [])) == ["all sizes"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 6))
+def test_groups_by_quantiles_hold_everything_and_none_is_empty(sizes, number):
+    sizes = np.array(sizes, float) * 1000
+    edges = quantile_edges(sizes, number)
+    groups = size_groups(sizes, edges, "mm2")
+    assert 1 <= len(groups) == len(edges) + 1 <= number
+    assert np.array_equal(np.sum(list(groups.values()), axis=0), np.ones(sizes.size))
+    assert all(group.any() for group in groups.values())
+    if np.unique(sizes).size == sizes.size >= number:  # equally many in each, but for the rest
+        counts = [int(group.sum()) for group in groups.values()]
+        assert len(counts) == number and max(counts) - min(counts) <= 1
+    assert not any("e+" in name for name in groups)
 
 
 def test_a_cubic_is_found_again_and_too_few_points_give_none():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from nnunet_anomaly.evaluation.anomaly import average_precision, detection_curve
@@ -12,6 +14,7 @@ from nnunet_anomaly.report.anomaly_figures import (
     froc_figure,
     lesion_size_figure,
     precision_recall_figure,
+    size_groups_figure,
     training_size_figure,
 )
 
@@ -65,3 +68,25 @@ def test_columns_of_the_examples():
     windows = [figure.axes[column].images[0].get_clim() for column in (0, 1)]
     np.testing.assert_allclose(np.array(windows[1]), 0.9 * np.array(windows[0]) / 1000)
     assert len(example_figure([without]).axes) == 4
+
+
+def test_size_groups_have_a_panel_for_each_unit_and_a_line_for_each_method_and_figure():
+    rows = [
+        {"unit": unit, "method": method, "group": group, "size": f"{group} mm2", "metric": metric, "mean": group / 10}
+        for unit, metrics in (("slice", ("dice", "iou")), ("lesion", ("hit",)))
+        for method in ("m1", "m2", "m3", "m4", "m5", "m6")
+        for group in (1, 2, 3)
+        for metric in metrics
+    ]
+    rows[0]["mean"] = math.nan
+    figure = size_groups_figure(rows, {"slice": "Slices", "case": "Cases", "lesion": "Lesions"})
+    slices, lesions = figure.axes
+    assert (slices.get_title(), lesions.get_title()) == ("Slices", "Lesions")
+    assert (len(slices.lines), len(lesions.lines)) == (12, 6)
+    assert [text.get_text() for text in slices.get_xticklabels()] == ["1 mm2", "2 mm2", "3 mm2"]
+    np.testing.assert_allclose(slices.lines[0].get_ydata(), [math.nan, 0.2, 0.3])
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in slices.lines}
+    assert len(looks) == 12
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["m1", "m2", "m3", "m4", "m5", "m6", "dice", "iou"]
