@@ -373,20 +373,23 @@ class MultiPlanarSettings:
 class LaMaSettings:
     """Large-mask inpainting of slices by Fourier convolutions, against a discriminator (Qin 2024, Suvorov 2022)."""
 
-    features: int = setting("Channels of the generator's first layer; they double with every halving.", 64, minimum=4)
+    features: int = setting(
+        "Channels of the generator's first layer; they double with every halving.", 64, minimum=4, derived=True
+    )
     downsamplings: int = setting("Halvings of the slice before the residual blocks.", 3, minimum=1, maximum=6)
-    blocks: int = setting("Residual blocks of Fourier convolutions.", 9, minimum=1)
+    blocks: int = setting("Residual blocks of Fourier convolutions.", 9, minimum=1, derived=True)
     global_ratio: float = setting(
         "Share of their channels that passes through Fourier space, where every pixel sees the whole slice.",
         0.75,
         minimum=0,
         maximum=1,
     )
-    discriminator_features: int = setting("Channels of the discriminator's first layer.", 64, minimum=4)
+    discriminator_features: int = setting("Channels of the discriminator's first layer.", 64, minimum=4, derived=True)
     lesion_labels: tuple[int, ...] = setting(
-        "Slices with one of these labels are not learnt from; derived from dataset.json (`anomaly.lesion_labels`), else "
-        "from labels that are called lesion, BML, tumor and the like.",
+        "Slices with one of these labels are not learnt from; derived from dataset.json (`anomaly.lesion_labels`), "
+        "else from labels that are called lesion, BML, tumor and the like.",
         (),
+        derived=True,
     )
     slice_list: str = setting(
         "CSV file (`case,slice`) with the only slices to learn from; empty: all with the region and without a lesion.",
@@ -405,9 +408,17 @@ class LaMaSettings:
     bias_field_probability: float = setting(
         "Probability that a training slice is multiplied by a smooth random field.", 0.5, minimum=0, maximum=1
     )
-    bias_field_strength: float = setting("How strong that field is, see `BiasFieldTransform`.", 0.3, minimum=0)
+    bias_field_strength: float = setting(
+        "Largest coefficient of the polynomial (order 3) whose exponential that field is.", 0.3, minimum=0
+    )
     large_mask_probability: float = setting(
         "Probability that a large random mask is erased beside the region, in training.", 0.0, minimum=0, maximum=1
+    )
+    large_mask_share: tuple[float, float] = setting(
+        "Smallest and largest share of the slice that it covers; the second at least twice the first.",
+        (0.05, 0.4),
+        minimum=0,
+        maximum=1,
     )
     l1_known_weight: float = setting("Weight of the absolute error outside the region.", 10.0, minimum=0)
     l1_region_weight: float = setting(

@@ -10,7 +10,6 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from torch import distributed, nn
 
@@ -19,7 +18,7 @@ from nnunet_anomaly.architectures.patch_discriminator import PatchDiscriminator
 from nnunet_anomaly.architectures.vgg import VGG16Features
 from nnunet_anomaly.augmentation.bias_field import BiasFieldTransform
 from nnunet_anomaly.augmentation.large_masks import LargeMaskTransform
-from nnunet_anomaly.augmentation.protected_channels import insert_after_resampling, protect_channels
+from nnunet_anomaly.augmentation.protected_channels import protect_channels
 from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.learnable_slices import first_slice, learnable_slices, read_slice_list
 from nnunet_anomaly.losses import adversarial
@@ -28,6 +27,8 @@ from nnunet_anomaly.trainers.epoch_variants import epoch_variants
 from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
 from nnunet_anomaly.trainers.slice_dataset import SliceDataset
 from nnunet_anomaly.two_optimizers import DecayOfBoth, TwoOptimizers
+
+PERCEPTUAL_LAYERS = (3, 8, 15, 22, 29)  # of VGG-16: the last ReLU of every stage
 
 
 class nnUNetTrainerLaMa(ReconstructionTrainer):
@@ -117,7 +118,7 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
         path = self.settings.lama.perceptual_checkpoint
         if not path:
             return None
-        return VGG16Features(Path(path)).to(self.device).eval().requires_grad_(False)
+        return VGG16Features(Path(path), PERCEPTUAL_LAYERS).to(self.device).eval().requires_grad_(False)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -166,12 +167,14 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
         """Flips, the bone's mask, large masks beside it where wanted, and a random bias field on the image."""
         lama = self.settings.lama
         mirror: list[BasicTransform] = [MirrorTransform(lama.mirror_axes)] if lama.mirror_axes else []
-        masks = [RandomTransform(LargeMaskTransform(), lama.large_mask_probability)]
-        field = RandomTransform(BiasFieldTransform(strength=lama.bias_field_strength), lama.bias_field_probability)
-        pipeline = insert_after_resampling(
-            ComposeTransforms([*mirror, RemoveLabelTansform(-1, 0)]), [self.roi_transform(), *masks]
+        masks = LargeMaskTransform(
+            probability=lama.large_mask_probability, share=lama.large_mask_share, box_probability=0.5
         )
-        return protect_channels(ComposeTransforms([*pipeline.transforms, field]))
+        field = BiasFieldTransform(
+            probability=lama.bias_field_probability, order=3, strength=lama.bias_field_strength, limits=(0.0, 1.0)
+        )
+        pipeline = [*mirror, RemoveLabelTansform(-1, 0), self.roi_transform(), masks, field]
+        return protect_channels(ComposeTransforms(pipeline))
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -220,10 +223,10 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
             _, real_features = self.discriminator(image)
         fake, fake_features = self.discriminator(inpainted)
         terms = {
-            "l1_known": adversarial.masked_l1(image, inpainted, 1 - region),
-            "l1_region": adversarial.masked_l1(image, inpainted, region),
+            "l1_known": adversarial.weighted_l1_loss(image, inpainted, region, 0, 1),
+            "l1_region": adversarial.weighted_l1_loss(image, inpainted, region, 1, 0),
             "adversarial": adversarial.generator_loss(fake),
-            "feature_matching": adversarial.feature_matching(real_features, fake_features),
+            "feature_matching": adversarial.feature_matching_loss(real_features, fake_features),
         }
         weights = {
             "l1_known": lama.l1_known_weight,
@@ -232,7 +235,7 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
             "feature_matching": lama.feature_matching_weight,
         }
         if self.perceptual is not None:
-            terms["perceptual"] = adversarial.perceptual_loss(self.perceptual, image, inpainted)
+            terms["perceptual"] = adversarial.perceptual_loss(image, inpainted, self.perceptual)
             weights["perceptual"] = lama.perceptual_weight
         total = torch.stack([weights[name] * terms[name] for name in terms]).sum()
         optimizer.zero_grad(set_to_none=True)
