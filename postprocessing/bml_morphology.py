@@ -1,9 +1,8 @@
 """Bright lesions in bone from an image and its reconstruction without lesions (Qin 2024, section 2).
 
-Histogram equalisation of both, the bright residual, Otsu's threshold, opening, closing, and a smallest volume. Equal
-values have equal ranks and only ranks count, so that a strictly increasing change of the intensities of both images
-changes nothing; scikit-image's ``equalize_hist`` counts floating-point numbers in 256 bins, and its ``threshold_otsu``
-too. Without a bone voxel nothing is found. A slice of one value in either image has rank 1 everywhere in that image.
+Histogram equalisation of both, the bright residual, Otsu's threshold, opening, closing, and a smallest volume. Only
+ranks count, so that a strictly increasing change of the intensities of both images changes nothing; scikit-image's
+``equalize_hist`` and ``threshold_otsu`` count floating-point numbers in 256 bins. Without a bone voxel nothing is found.
 """
 
 from __future__ import annotations
@@ -82,7 +81,9 @@ def bright_residual(
 ) -> np.ndarray:
     """D = max(HE(x) - HE(x~), 0) inside the bone, 0 outside of it; x~ is put together with x outside the bone.
 
-    HE(v) is the share of the voxels of the slice, or of the volume, that are at most v: the bone's and all others.
+    HE(v) is the share of the voxels of the slice, or of the volume, that are below v, and half of those that equal it:
+    of the bone and of all else. With the share that is at most v, as usual, marrow of one grey value would have the
+    rank of its brightest voxel, and a lesion in it no higher one.
 
     Args:
         image, reconstruction: see ``bml_morphology``.
@@ -110,7 +111,7 @@ def bright_residual(
             ours = image[part]
             theirs = np.where(inside, reconstruction[part], ours)
             higher = _ranks(ours, ours[inside]) - _ranks(theirs, theirs[inside])
-            residual[part][inside] = np.maximum(higher, 0) / ours.size
+            residual[part][inside] = np.maximum(higher, 0) / (2 * ours.size)
     return residual
 
 
@@ -218,8 +219,9 @@ def reaches_nothing(radius_mm: float, finest_mm: float) -> bool:
 
 
 def _ranks(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """How many of some values are at most each wanted one."""
-    return np.searchsorted(np.sort(values, axis=None), wanted, side="right")
+    """How many of some values are below each wanted one, and how many at most that: the sum of both."""
+    ascending = np.sort(values, axis=None)
+    return np.searchsorted(ascending, wanted, side="left") + np.searchsorted(ascending, wanted, side="right")
 
 
 def _parts(shape: Sequence[int], scope: Scope, axis: int | None) -> Iterator[tuple[slice | int, ...]]:
