@@ -2,7 +2,7 @@
 
 Histogram equalisation of both, the bright residual, Otsu's threshold, opening, closing, and a smallest volume. Only
 ranks count, so that a strictly increasing change of the intensities of both images changes nothing; scikit-image's
-``equalize_hist`` and ``threshold_otsu`` count floating-point numbers in 256 bins. Without a bone voxel nothing is found.
+``equalize_hist`` and ``threshold_otsu`` count floating-point numbers in 256 bins. Without any bone nothing is found.
 """
 
 from __future__ import annotations

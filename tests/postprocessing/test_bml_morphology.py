@@ -1,4 +1,4 @@
-"""The steps of ``bml_morphology`` against scipy, scikit-image and trying everything, and what is defined at the edges."""
+"""The steps of ``bml_morphology`` against scipy, scikit-image and trying everything, and its edge cases."""
 
 from __future__ import annotations
 
