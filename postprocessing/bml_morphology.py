@@ -7,7 +7,6 @@ ranks count, so that a strictly increasing change of the intensities of both ima
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -45,7 +44,7 @@ def bml_morphology(
 
     Raises:
         GeometryError: shapes differ, not 2-D or 3-D, or the spacing is not one positive number per axis.
-        InputError: NaN or infinity, or a reconstruction that does not follow the image outside the bone.
+        InputError: NaN or infinity, or nothing tells the scale of the reconstruction (see ``to_scale_of``).
         SettingsError: a slice axis that the image does not have.
     """
     axis = slice_axis(spacing_mm, settings.slice_axis)
@@ -116,10 +115,9 @@ def bright_residual(
 
 
 def to_scale_of(reconstruction: np.ndarray, image: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Bring a reconstruction to the scale of its image by the best line (least squares) through known voxels.
+    """Bring a reconstruction to the scale of its image: the same mean and standard deviation of the known voxels.
 
-    Reconstruction networks see normalised images and their reconstructions stay so. The image is what is regressed, so
-    that a smooth reconstruction, which has lost noise alone, is not stretched.
+    Reconstruction networks see normalised images and their reconstructions stay so.
 
     Args:
         reconstruction, image: of the same shape.
@@ -131,23 +129,19 @@ def to_scale_of(reconstruction: np.ndarray, image: np.ndarray, known: np.ndarray
         need no scale then.
 
     Raises:
-        InputError: known voxels do not rise with one another, so that this is no reconstruction of this image.
+        InputError: one of the two images has one value in all known voxels, so that nothing tells its scale.
     """
     reconstruction = np.asarray(reconstruction, dtype=np.float64)
     if np.array_equal(reconstruction[known], image[known]):
         return reconstruction
     telling = known & (image != 0)
     ours, theirs = image[telling].astype(np.float64), reconstruction[telling]
-    slope = 0.0
-    if ours.size and np.ptp(theirs) > 0:
-        centred = theirs - theirs.mean()
-        slope = float(centred @ (ours - ours.mean()) / (centred @ centred))
-    if not (slope > 0 and math.isfinite(slope)):
+    if not ours.size or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         raise InputError(
-            "Outside the bone the reconstruction does not get brighter where the image does, so that it cannot be "
-            "brought to its scale. Is it a reconstruction of this image, and not an error map?"
+            "Outside the bone the image or its reconstruction has one value, so that nothing tells the scale of the "
+            "reconstruction. Give images, and reconstructions, that are not cut to the bone."
         )
-    return ours.mean() + slope * (reconstruction - theirs.mean())
+    return ours.mean() + ours.std() / theirs.std() * (reconstruction - theirs.mean())
 
 
 def above_otsu(residual: np.ndarray, bone: np.ndarray, scope: Scope, axis: int | None) -> np.ndarray:

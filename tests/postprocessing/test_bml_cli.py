@@ -160,10 +160,10 @@ def test_failed_cases_are_named_and_leave_no_old_mask(folder, capsys):
     assert "case_4: InputError: There is no image of the same name" in said
     assert [path.name for path in (folder / "out").glob("*.nii.gz")] == ["case_3.nii.gz"]
     assert [row["case"] for row in rows_of(folder / "out/lesions.csv")] == ["case_3"]
-    write(1 - knee(3)[1], folder / "fold_1/case_3_0000.nii.gz")
+    write((knee(3)[2] > 0).astype(np.float32), folder / "fold_1/case_3_0000.nii.gz")
     assert lesions(folder) == 1
     said = capsys.readouterr().err
-    assert "case_3_0000.nii.gz: Outside the bone" in said and "error map" in said
+    assert "case_3_0000.nii.gz: Outside the bone" in said and "one value" in said
     (folder / "fold_1/case_1_0000.nii.gz").unlink()
     assert lesions(folder) == 1
     assert "case_1" not in capsys.readouterr().err
