@@ -373,3 +373,17 @@ def test_lesions_implanted_into_real_images(real_data, tmp_path):
     assert tune(tmp_path) == 0
     best = json.loads((tmp_path / "tuning/search.json").read_text())["best"]
     assert best["dice"] > 0.85 and best["opening_mm"] == 1
+
+
+def test_2d_images(folder):
+    for index in range(4):
+        name = f"case_{index}"
+        paths = [folder / f"{where}/{name}.nii.gz" for where in ("labels", "truth")]
+        for path in (*paths, folder / f"images/{name}_0000.nii.gz", folder / f"fold_{index % 2}/{name}_0000.nii.gz"):
+            image = sitk.GetImageFromArray(read(path)[2])
+            image.SetSpacing((0.5, 0.5))
+            sitk.WriteImage(image, str(path))
+    assert tune(folder, "--labels", "1", "2") == 0
+    assert lesions(folder, "--labels", "1", "2", "--settings", str(folder / "tuning/settings.json")) == 0
+    row, mask = rows_of(folder / "out/lesions.csv")[0], read(folder / "out/case_0.nii.gz")
+    assert mask.shape == (24, 28) and float(row["lesion_mm3"]) == mask.sum() * 0.25 > 0
