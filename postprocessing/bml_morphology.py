@@ -47,10 +47,10 @@ def bml_morphology(
         InputError: NaN or infinity, or nothing tells the scale of the reconstruction (see ``to_scale_of``).
         SettingsError: a slice axis that the image does not have.
     """
+    check_spacing(spacing_mm, np.ndim(image))
     axis = slice_axis(spacing_mm, settings.slice_axis)
     bone = np.asarray(bone_mask) != 0
     residual = bright_residual(image, reconstruction, bone, settings.equalisation, axis)
-    check_spacing(spacing_mm, residual.ndim)
     mask = above_otsu(residual, bone, settings.otsu, axis)
     largest_mm = max(settings.opening_mm, settings.closing_mm)
     element_mm = element_spacing_mm(spacing_mm, axis, settings.element, largest_mm)
