@@ -439,6 +439,32 @@ class LaMaSettings:
 
 
 @dataclass(frozen=True)
+class BmlSettings:
+    """Bright lesions in bone, from an image and its reconstruction (Qin, section 2); `nnunet-anomaly tune bml`."""
+
+    equalisation: Literal["slice", "volume", "none"] = setting(
+        "Histogram equalisation of image and reconstruction: of every slice, of the whole volume, or none.", "slice"
+    )
+    otsu: Literal["slice", "volume"] = setting(
+        "Otsu's threshold of every slice, or one of the whole volume, so that slices without a lesion need have none "
+        "found.",
+        "volume",
+        "slice",
+    )
+    element: Literal["disc", "ball"] = setting("What opens and closes: a disc in every slice, or a ball.", "disc")
+    opening_mm: float = setting("Radius of the opening, which removes what is thinner; 0: none.", 1.0, minimum=0)
+    closing_mm: float = setting("Radius of the closing, which fills small holes; 0: none.", 2.0, minimum=0)
+    minimum_mm3: float = setting("Lesions (26 neighbours) of less volume are dropped.", 20.0, 0.0, minimum=0)
+    slice_axis: int = setting(
+        "Axis of the image's array (0 z, 1 y, 2 x) across slices; -1: that of the coarsest spacing, of equal ones the "
+        "first.",
+        -1,
+        minimum=-1,
+        maximum=2,
+    )
+
+
+@dataclass(frozen=True)
 class AnomalySettings:
     """Everything under ``"anomaly"`` in the plans."""
 
@@ -462,6 +488,7 @@ class AnomalySettings:
     transfer: TransferSettings = field(default_factory=TransferSettings)
     multi_planar: MultiPlanarSettings = field(default_factory=MultiPlanarSettings)
     lama: LaMaSettings = field(default_factory=LaMaSettings)
+    bml: BmlSettings = field(default_factory=BmlSettings)
 
     @staticmethod
     def for_preset(preset: str) -> AnomalySettings:

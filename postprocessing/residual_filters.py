@@ -122,7 +122,12 @@ def drop_small_components(
         A new array of the same shape and dtype.
     """
     components = label_components(residual >= threshold)
-    small = components.sizes_voxels * math.prod(map(float, spacing_mm)) < min_volume_mm3 * (1 - 1e-9)
+    small = are_small(components.sizes_voxels, spacing_mm, min_volume_mm3)
     dropped = np.zeros(components.mask.shape, dtype=bool)
     dropped[components.mask] = small[components.numbers]
     return np.where(dropped, residual.dtype.type(0), residual)
+
+
+def are_small(sizes_voxels: np.ndarray, spacing_mm: Sequence[float], min_volume_mm3: float) -> np.ndarray:
+    """Which components are below a volume, bool; one of exactly this volume is not."""
+    return sizes_voxels * math.prod(map(float, spacing_mm)) < min_volume_mm3 * (1 - 1e-9)

@@ -1,0 +1,169 @@
+"""What ``nnunet-anomaly tune bml`` writes in the end: the whole search as CSV, a page, and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nnunet_anomaly import __version__
+from nnunet_anomaly.evaluation.cohort import save_table
+from nnunet_anomaly.evaluation.overlap import dice
+from nnunet_anomaly.files import load_json, save_json
+from nnunet_anomaly.report.page import Page
+from nnunet_anomaly.settings import BLOCK, AnomalySettings, BmlSettings
+from nnunet_anomaly.workflow.tune_bml import Grid, at_the_edge, counts_of
+
+SETTINGS, TABLE, CASES, SUMMARY, PAGE = "settings.json", "search.csv", "cases.csv", "search.json", "report.md"
+CRITERIA = {"dice": "mean Dice of cases with a lesion", "dice_pooled": "Dice of all cases' voxels together"}
+COLUMNS = {
+    "equalisation": "equalisation",
+    "otsu": "Otsu",
+    "opening_mm": "opening (mm)",
+    "closing_mm": "closing (mm)",
+    "minimum_mm3": "minimum (mm³)",
+    "dice": "mean Dice",
+    "dice_pooled": "pooled Dice",
+    "lesion_free_mm3": "found without lesion (mm³)",
+}
+FORMATS = {
+    **dict.fromkeys(("dice", "dice_pooled"), ".4f"),
+    **dict.fromkeys(("lesion_free_mm3", "reference_mm3", "found_mm3", "hit_mm3"), ".1f"),
+    **dict.fromkeys(("opening_mm", "closing_mm", "minimum_mm3"), "g"),
+}
+SHOWN = 20
+
+
+def forget_search(output: Path) -> None:
+    """Remove what an earlier search came to, so that it is not taken for that of one that fails; its cases stay."""
+    for name in (SETTINGS, TABLE, CASES, SUMMARY, PAGE):
+        (output / name).unlink(missing_ok=True)
+
+
+def case_rows(records: Mapping[str, Mapping[str, Any]], index: int) -> list[dict[str, Any]]:
+    """A row for every case, with what the combination of this index found; no Dice without lesion."""
+    rows = []
+    for case, record in records.items():
+        counts, voxel_mm3 = counts_of(record, index), record["voxel_mm3"]
+        rows.append(
+            {
+                "case": case,
+                "dice": dice(counts) if counts.reference_voxels else None,
+                "reference_mm3": round(counts.reference_voxels * voxel_mm3, 3),
+                "found_mm3": round(counts.prediction_voxels * voxel_mm3, 3),
+                "hit_mm3": round(counts.intersection_voxels * voxel_mm3, 3),
+            }
+        )
+    return rows
+
+
+def warnings_of(row: Mapping[str, Any], grid: Grid, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Sentences on what a reader of the result should know."""
+    said = [
+        f"The best bml.{name} ({row[name]:g}) is the largest that was tried; larger ones may be better."
+        for name in at_the_edge(row, grid)
+    ]
+    outside = {case: record["outside_bone_voxels"] for case, record in records.items() if record["outside_bone_voxels"]}
+    if outside:
+        share = sum(outside.values()) / sum(record["reference_voxels"] for record in records.values())
+        said.append(
+            f"In {len(outside)} cases the lesion reaches beyond the bone mask ({share:.1%} of all lesion voxels), "
+            "where nothing is found: this part counts as missed."
+        )
+    return said
+
+
+def save_search(
+    output: Path,
+    base: BmlSettings,
+    grid: Grid,
+    rows: Sequence[Mapping[str, Any]],
+    best: int,
+    criterion: str,
+    records: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """Write ``search.csv``, ``cases.csv``, ``search.json``, ``settings.json`` and ``report.md``; return warnings."""
+    chosen, warnings = chosen_settings(base, rows[best]), warnings_of(rows[best], grid, records)
+    cases = case_rows(records, best)
+    save_table(rows, output / TABLE, list(COLUMNS))
+    save_table(cases, output / CASES)
+    summary = {
+        "version": __version__,
+        "criterion": criterion,
+        "best": dict(rows[best]),
+        "grid": asdict(grid),
+        "cases": len(cases),
+        "cases_with_lesion": sum(row["dice"] is not None for row in cases),
+        "warnings": warnings,
+    }
+    save_json(summary, output / SUMMARY)
+    save_json({"bml": asdict(chosen)}, output / SETTINGS)
+    _write_page(output, summary, rows, criterion, cases, chosen)
+    return warnings
+
+
+def chosen_settings(base: BmlSettings, row: Mapping[str, Any]) -> BmlSettings:
+    """The settings of a row of the search, with the element and slice axis that it was made with."""
+    values = {f"bml.{name}": value for name, value in {**asdict(base), **row}.items() if name in asdict(base)}
+    return AnomalySettings.from_dict(values).bml
+
+
+def write_into_plans(path: Path, settings: BmlSettings) -> None:
+    """Write the group ``bml`` into the ``"anomaly"`` block of a plans file; all else stays as it is."""
+    plans = load_json(path)
+    plans[BLOCK]["bml"] = asdict(settings)
+    save_json(plans, path)
+
+
+def _write_page(
+    output: Path,
+    summary: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    criterion: str,
+    cases: Sequence[Mapping[str, Any]],
+    chosen: BmlSettings,
+) -> None:
+    page = Page("Search for the settings of bml", output)
+    page.text(
+        f"{len(rows)} combinations on {summary['cases']} cases, {summary['cases_with_lesion']} of them with a lesion. "
+        f"Criterion: {CRITERIA[criterion]}. These cases chose the settings: on others figures will be lower."
+    )
+    page.table([{"setting": f"`bml.{name}`", "value": str(value)} for name, value in asdict(chosen).items()])
+    for warning in summary["warnings"]:
+        page.text(f"**Note.** {warning}")
+    page.section("What a setting is worth")
+    page.text(f"The best {CRITERIA[criterion]} with this value, whatever the other settings.")
+    page.table(_worth(rows, summary["grid"], criterion), formats={"best": ".4f"})
+    page.section(f"The best {min(SHOWN, len(rows))} of {len(rows)}")
+    page.text(f"All of them: [{TABLE}]({TABLE}).")
+    page.table(sorted(rows, key=lambda row: -row[criterion])[:SHOWN], COLUMNS, FORMATS)
+    page.section("Cases, with the chosen settings")
+    page.table(
+        cases,
+        {
+            "case": "case",
+            "dice": "Dice",
+            "reference_mm3": "lesion (mm³)",
+            "found_mm3": "found (mm³)",
+            "hit_mm3": "found of the lesion (mm³)",
+        },
+        FORMATS,
+    )
+    page.write(PAGE)
+
+
+def _worth(
+    rows: Sequence[Mapping[str, Any]], grid: Mapping[str, Sequence[Any]], criterion: str
+) -> list[dict[str, Any]]:
+    """For every value of every setting of which several were tried, the best criterion with it."""
+    return [
+        {
+            "setting": f"`bml.{name}`",
+            "value": str(value),
+            "best": max(row[criterion] for row in rows if row[name] == value),
+        }
+        for name, values in grid.items()
+        if len(values) > 1
+        for value in values
+    ]
