@@ -46,7 +46,7 @@ from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import open_pool, remove_left_overs, save_json, settle, sha256_of, written_whole
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
-from nnunet_anomaly.settings import AnomalySettings, InpaintingSettings, VaeSettings
+from nnunet_anomaly.settings import AnomalySettings, DistillationSettings, InpaintingSettings, VaeSettings
 
 EARLIER = "checkpoint_{}_of_earlier_training.pth"
 SCHEME = "ZScoreClipped01Normalization"
@@ -110,7 +110,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         self.enable_deep_supervision = False
 
     @property
-    def recipe(self) -> InpaintingSettings | VaeSettings:
+    def recipe(self) -> InpaintingSettings | VaeSettings | DistillationSettings:
         """Learning rate, schedule, epochs and mirror axes."""
         return self.settings.inpainting
 

@@ -51,7 +51,7 @@ def windows(shape: Sequence[int], patch_size: Sequence[int], step: float) -> Ite
             yield (slice(None), *(() if plane is None else (plane,)), *box)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a network may need gradients with respect to the image for its result
 def reconstruct(
     network: torch.nn.Module,
     volume: torch.Tensor,
