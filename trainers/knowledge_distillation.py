@@ -28,11 +28,11 @@ from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
 class nnUNetTrainerKnowledgeDistillation(ReconstructionTrainer):
     """A small network learns VGG-16's features of slices (``2d_inpainting``, ``2d_whole``); the map is where it fails.
 
-    What is written as reconstruction is the image less the anomaly map.
+    There is no reconstruction: the error map is all that a validation writes.
     """
 
     erase = False
-    residual: Residual = "absolute"
+    residual: Residual = "output"
 
     @property
     def recipe(self) -> DistillationSettings:

@@ -389,7 +389,9 @@ class ReconstructionTrainer(nnUNetTrainer):
         self.print_to_log_file(f"{case}: mean error inside the region {means[0]:.6f}, outside {means[1]:.6f}")
         ending = map_file_ending(self.dataset_json)
         names = [folder / "reconstructions" / f"{case}_{channel:04d}{ending}" for channel in range(len(image))]
-        maps = [(error, [folder / "error_maps" / f"{case}{ending}"]), (reconstruction, names)]
+        maps = [(error, [folder / "error_maps" / f"{case}{ending}"])]
+        if self.residual != "output":
+            maps.append((reconstruction, names))
         return [
             pool.submit(save_in_original_geometry, values, paths, properties, self.plans_manager, spacing_mm)
             for values, paths in maps

@@ -1,13 +1,13 @@
 """Multiresolution knowledge distillation (Salehi et al. 2021): a small network learns VGG-16's healthy features.
 
 Where the cloner has not learnt to say what its source says, the image is not healthy. There is no reconstruction: what
-the network gives in its place is the image less its anomaly map, so that |x - x^| is the map.
+the network gives is the anomaly map itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Cloner(nn.Module):
 class KnowledgeDistillation(nn.Module):
     """Source and cloner, and the anomaly map that follows from how they differ.
 
-    In training the result is ``DistilledFeatures``; in evaluation the image less its map (B, image_channels, y, x),
+    In training the result is ``DistilledFeatures``; in evaluation the anomaly map (B, image_channels, y, x),
     also under ``torch.no_grad`` (under ``inference_mode`` there is no way back to gradients). Every image channel is a
     grey image of its own. Slices are padded with their edge values to multiples of 32 pixels, the map is cropped again.
 
@@ -90,7 +90,7 @@ class KnowledgeDistillation(nn.Module):
 
     def forward(self, image: torch.Tensor) -> DistilledFeatures | torch.Tensor:
         """See the class; ``image`` is float (B, image_channels, y, x) in [0, 1]."""
-        return self.features(image) if self.training else image - self.anomaly_map(image)
+        return self.features(image) if self.training else self.anomaly_map(image)
 
     def features(self, image: torch.Tensor) -> DistilledFeatures:
         """What both say of images (B, image_channels, y, x)."""
@@ -168,10 +168,12 @@ def smoothed_and_opened(
     return ndimage.grey_dilation(eroded, footprint=disc[None], mode="constant", cval=0)
 
 
-def _padded(image: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    """Images (n, 1, y, x) with their edges repeated up to multiples of 32 pixels, and where they lie in it."""
-    before = [-size % MULTIPLE // 2 for size in image.shape[2:]]
-    after = [-size % MULTIPLE - low for size, low in zip(image.shape[2:], before, strict=True)]
-    inside = (..., *(slice(low, low + size) for low, size in zip(before, image.shape[2:], strict=True)))
-    padding = (before[1], after[1], before[0], after[0])
-    return functional.pad(image, padding, mode="replicate") if any(padding) else image, inside
+def _padded(image: torch.Tensor) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    """Images (n, 1, y, x) with their edges repeated up to multiples of 32 pixels, and the index of what they were."""
+    missing = [-size % MULTIPLE for size in image.shape[2:]]
+    low_y, low_x = (size // 2 for size in missing)
+    inside = (..., slice(low_y, low_y + image.shape[2]), slice(low_x, low_x + image.shape[3]))
+    if not any(missing):
+        return image, inside
+    padding = (low_x, missing[1] - low_x, low_y, missing[0] - low_y)
+    return functional.pad(image, padding, mode="replicate"), inside

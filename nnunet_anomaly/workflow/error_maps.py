@@ -170,9 +170,12 @@ def _check_reconstructions_folder(job: Job, *taken: Path) -> None:
     """Reconstructions are named like the images: never write them over these.
 
     Raises:
-        InputError: the folder for reconstructions is one of those that are taken.
+        InputError: the folder for reconstructions is one of those that are taken, or the model makes none.
     """
     folder = job.reconstructions
+    trainer = job.model.name.split("__")[0]
+    if folder and getattr(recursive_find_trainer_class_by_name(trainer), "residual", None) == "output":
+        raise InputError(f"{trainer} makes error maps without a reconstruction. Leave --save-reconstructions out.")
     if folder and folder.resolve() in {path.resolve() for path in taken}:
         raise InputError(f"--save-reconstructions names {folder}, which is for images. Choose a folder of its own.")
 

@@ -59,7 +59,7 @@ def test_only_the_cloner_learns_and_both_are_in_the_checkpoint():
 def test_the_gradient_is_that_of_the_loss_with_respect_to_the_image(layers):
     made, image = network(map_layers=layers), torch.rand(1, 1, 32, 32)
     with torch.no_grad():
-        found = (image - made(image))[0, 0]
+        found = made(image)[0, 0]
     x = image.clone().requires_grad_()
     source, cloned = (features[-layers:] for features in made.features(x))
     distillation_loss(source, cloned, 0.25).backward()
@@ -69,11 +69,11 @@ def test_the_gradient_is_that_of_the_loss_with_respect_to_the_image(layers):
 
 def test_the_gradient_agrees_with_finite_differences():
     made, image = network(), torch.rand(1, 1, 32, 32)
-    gradient = made._gradient(image)[0, 0] / 32**2
-    direction = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+    gradient = made._gradient(image) / 32**2
+    step = 1e-3 * gradient / gradient.norm()
     with torch.no_grad():
-        ends = [float(made.loss(made.features(image + step * direction))) for step in (1e-3, -1e-3)]
-    assert float((gradient * direction).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=0.05)
+        rise = made.loss(made.features(image + step)) - made.loss(made.features(image - step))
+    assert float(gradient.norm()) == pytest.approx(float(rise) / 2e-3, rel=0.01)
 
 
 def test_smooth_gradient_is_the_mean_over_noisy_images_and_repeats():
@@ -114,7 +114,7 @@ def test_any_size_of_slice_and_constant_slices():
     for image in (torch.rand(1, 1, 20, 33), torch.zeros(1, 1, 1, 5), torch.ones(1, 1, 32, 32)):
         with torch.no_grad():
             result = made(image)
-        assert result.shape == image.shape and torch.isfinite(result).all() and (result <= image).all()
+        assert result.shape == image.shape and torch.isfinite(result).all() and (result >= 0).all()
     assert torch.isfinite(network()(torch.full((1, 1, 3, 3), 0.5))).all()
 
 
@@ -122,9 +122,9 @@ def test_the_sliding_window_gives_the_map_as_error_map():
     """It asks for no gradients, but the network needs its own; several channels are averaged."""
     made = network(smoothing_mm=1.0)
     volume = torch.rand(2, 2, 32, 32)
-    reconstruction = reconstruct(made, volume, (32, 32))
-    assert not reconstruction.requires_grad
-    found = error_map(volume, reconstruction, torch.ones(1, 2, 32, 32), "absolute")
+    output = reconstruct(made, volume, (32, 32))
+    assert not output.requires_grad
+    found = error_map(volume, output, torch.ones(1, 2, 32, 32), "output")
     maps = torch.stack([made.anomaly_map(volume[None, :, plane])[0] for plane in range(2)], 1)
     torch.testing.assert_close(found[0], maps.mean(0), rtol=1e-3, atol=1e-3)
 

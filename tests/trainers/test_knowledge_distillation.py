@@ -1,6 +1,7 @@
 """Knowledge distillation by nnU-Net's loop, with random weights in the place of ImageNet's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.trainers import knowledge_distillation
 from nnunet_anomaly.trainers.knowledge_distillation import nnUNetTrainerKnowledgeDistillation
 
-TRAINER = nnUNetTrainerKnowledgeDistillation
+TRAINER, PLANS = nnUNetTrainerKnowledgeDistillation, "nnUNetAnomalyTinyPlans"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def read(path):
     return sitk.GetArrayFromImage(image), image
 
 
-def test_it_trains_validates_and_maps_new_images(new_distillation, planned, weights):
+def test_it_trains_validates_and_maps_new_images(new_distillation, planned, weights, tmp_path):
     trainer = new_distillation(distillation__map="gradient", distillation__smoothing_mm=1.5)
     trainer.run_training()
     network = trainer.bare_network()
@@ -62,14 +63,24 @@ def test_it_trains_validates_and_maps_new_images(new_distillation, planned, weig
     error, image = read(folder / "validation" / "error_maps" / "case_03.nii.gz")
     assert image.GetSize() == read(raw)[1].GetSize() and image.GetPixelID() == sitk.sitkFloat32
     assert error.min() >= 0 and error.max() > error.min() and np.isfinite(error).all()
+    assert not (folder / "validation" / "reconstructions").exists()
 
     model = load_model(folder.parent, [0])  # without the file of weights
     case = prepare_case([raw], None, model.plans, model.configuration, model.dataset_json)
-    found, reconstruction = case_maps(model, case)
-    given_image = torch.from_numpy(np.asarray(case.image, dtype=np.float32))
-    torch.testing.assert_close(found, (given_image - reconstruction).abs() * torch.from_numpy(case.inside))
-    assert not torch.isnan(found).any() and found.max() > 0
-    assert found.shape == given_image.shape
+    found, output = case_maps(model, case)
+    torch.testing.assert_close(found, output * torch.from_numpy(case.inside))
+    assert found.shape == case.image.shape and found.min() >= 0 and found.max() > 0
+
+    new_images = ["-i", str(tmp_path / "images"), "-o", str(tmp_path / "maps"), "-device", "cpu", "-np", "1"]
+    (tmp_path / "images").mkdir()
+    shutil.copy(raw, tmp_path / "images" / "new_0000.nii.gz")
+    command = ["nnunet-anomaly", "error-maps", "-d", "101", "-tr", TRAINER.__name__, "-p", PLANS, "-c", "2d_inpainting"]
+    results = {"nnUNet_results": str(tmp_path / "nnUNet_results")}
+    refused = planned.run(*command, *new_images, "--save-reconstructions", str(tmp_path / "r"), expect=2, **results)
+    assert "makes error maps without a reconstruction" in refused.stderr
+    planned.run(*command, *new_images, **results)
+    again, _ = read(tmp_path / "maps" / "new_0001.nii.gz")
+    np.testing.assert_allclose(again, error, rtol=1e-3, atol=1e-3)  # of the same case, by the same fold
 
 
 def test_it_goes_on_and_validates_without_the_file(new_distillation, weights):
