@@ -114,6 +114,8 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
             "out-of-fold maps (without -i), or say --allow-leak."
         )
     origin = job.origin(folds, mask_checkpoints(job)) | {"folds": folds}
+    if model.residual == "output":  # one network, several kinds of maps
+        origin["distillation"] = model.settings.to_dict()["distillation"]
     _claim(output, origin)
     todo = []
     for name in cases:
@@ -170,12 +172,9 @@ def _check_reconstructions_folder(job: Job, *taken: Path) -> None:
     """Reconstructions are named like the images: never write them over these.
 
     Raises:
-        InputError: the folder for reconstructions is one of those that are taken, or the model makes none.
+        InputError: the folder for reconstructions is one of those that are taken.
     """
     folder = job.reconstructions
-    trainer = job.model.name.split("__")[0]
-    if folder and getattr(recursive_find_trainer_class_by_name(trainer), "residual", None) == "output":
-        raise InputError(f"{trainer} makes error maps without a reconstruction. Leave --save-reconstructions out.")
     if folder and folder.resolve() in {path.resolve() for path in taken}:
         raise InputError(f"--save-reconstructions names {folder}, which is for images. Choose a folder of its own.")
 

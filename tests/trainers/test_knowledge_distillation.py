@@ -81,6 +81,10 @@ def test_it_trains_validates_and_maps_new_images(new_distillation, planned, weig
     planned.run(*command, *new_images, **results)
     again, _ = read(tmp_path / "maps" / "new_0001.nii.gz")
     np.testing.assert_allclose(again, error, rtol=1e-3, atol=1e-3)  # of the same case, by the same fold
+    plans = folder.parent / "plans.json"
+    plans.write_text(plans.read_text().replace('"map": "gradient"', '"map": "distance"'))
+    refused = planned.run(*command, *new_images, expect=2, **results)  # maps of two kinds in one folder
+    assert "holds error maps of another model" in refused.stderr
 
 
 def test_it_goes_on_and_validates_without_the_file(new_distillation, weights):
