@@ -465,6 +465,56 @@ class BmlSettings:
 
 
 @dataclass(frozen=True)
+class DistillationSettings:
+    """Multiresolution knowledge distillation: a small network learns VGG-16's features of healthy slices (Salehi)."""
+
+    weights: str = setting(
+        "File with torchvision's weights of VGG-16 trained on ImageNet (its usual name is `vgg16-397923af.pth`): an "
+        "absolute path, or one below `$nnUNet_results`. Nothing is downloaded. Needed to begin a training, not to go "
+        "on with it or to predict.",
+        "",
+    )
+    value_weight: float = setting(
+        "Weight (lambda) of the squared differences of features beside their directions. The authors' code has 0.5 "
+        "for the images in which they locate anomalies, 0.01 for others.",
+        0.5,
+        minimum=0,
+    )
+    map: Literal["gradient", "smooth_gradient", "distance"] = setting(
+        "What the anomaly map is: the gradient of the loss with respect to the image, the mean of gradients for noisy "
+        "copies of the image, or the distances of features, upsampled, as in later papers.",
+        "gradient",
+    )
+    map_layers: int = setting(
+        "How many of the four critical layers the map is made from, counted from the deepest (the authors' code: 3).",
+        4,
+        minimum=1,
+        maximum=4,
+    )
+    noise_samples: int = setting("Noisy copies for `smooth_gradient`.", 50, minimum=1)
+    noise_sd: float = setting("Standard deviation of their noise, on the scale [0, 1] of the images.", 0.05, minimum=0)
+    smoothing_mm: float = setting(
+        "Standard deviation of the Gaussian that smooths the map (paper: 4 of 128 pixels, of a knee 140 mm wide); 0: "
+        "none.",
+        4.4,
+        minimum=0,
+    )
+    opening_mm: float = setting(
+        "Radius of the disc that opens the map then (paper: 1 of 128 pixels); below the pixel size: none.",
+        1.1,
+        minimum=0,
+    )
+    learning_rate: float = setting("Initial learning rate of Adam.", 1e-3, minimum=1e-8)
+    learning_rate_schedule: Literal["constant", "poly"] = setting(
+        "Constant as in the paper, or nnU-Net's polynomial decay.", "constant"
+    )
+    epochs: int = setting(
+        "Epochs of nnU-Net's 250 iterations (the authors: 1,000 to 8,000 updates, by the data).", 40, minimum=1
+    )
+    mirror_axes: tuple[int, ...] = setting("Axes of the slice mirrored in training.", (), minimum=0, maximum=1)
+
+
+@dataclass(frozen=True)
 class AnomalySettings:
     """Everything under ``"anomaly"`` in the plans."""
 
@@ -489,6 +539,7 @@ class AnomalySettings:
     multi_planar: MultiPlanarSettings = field(default_factory=MultiPlanarSettings)
     lama: LaMaSettings = field(default_factory=LaMaSettings)
     bml: BmlSettings = field(default_factory=BmlSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     @staticmethod
     def for_preset(preset: str) -> AnomalySettings:

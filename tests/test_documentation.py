@@ -162,7 +162,8 @@ def test_command_lines_of_nnunet_have_only_its_options(page):
                 "$fold",
                 "all",
             ), words
-            assert ("Inpainting" in named["-tr"]) == words[2].endswith("_inpainting"), words
+            inpainting = re.search("Inpainting|KnowledgeDistillation", named["-tr"])
+            assert bool(inpainting) == words[2].endswith("_inpainting"), words
             assert ("MultiPlanar" in named["-tr"]) == words[2].endswith("_multiplanar"), words
             assert bool(re.search("VAE|HealthyMean", named["-tr"])) == words[2].endswith("_whole"), words
 

@@ -46,7 +46,13 @@ from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import open_pool, remove_left_overs, save_json, settle, sha256_of, written_whole
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
-from nnunet_anomaly.settings import AnomalySettings, InpaintingSettings, LaMaSettings, VaeSettings
+from nnunet_anomaly.settings import (
+    AnomalySettings,
+    DistillationSettings,
+    InpaintingSettings,
+    LaMaSettings,
+    VaeSettings,
+)
 
 EARLIER = "checkpoint_{}_of_earlier_training.pth"
 SCHEME = "ZScoreClipped01Normalization"
@@ -110,7 +116,7 @@ class ReconstructionTrainer(nnUNetTrainer):
         self.enable_deep_supervision = False
 
     @property
-    def recipe(self) -> InpaintingSettings | VaeSettings | LaMaSettings:
+    def recipe(self) -> InpaintingSettings | VaeSettings | LaMaSettings | DistillationSettings:
         """Learning rate, schedule, epochs and mirror axes."""
         return self.settings.inpainting
 
@@ -394,7 +400,9 @@ class ReconstructionTrainer(nnUNetTrainer):
         self.print_to_log_file(f"{case}: mean error inside the region {means[0]:.6f}, outside {means[1]:.6f}")
         ending = map_file_ending(self.dataset_json)
         names = [folder / "reconstructions" / f"{case}_{channel:04d}{ending}" for channel in range(len(image))]
-        maps = [(error, [folder / "error_maps" / f"{case}{ending}"]), (reconstruction, names)]
+        maps = [(error, [folder / "error_maps" / f"{case}{ending}"])]
+        if self.residual != "output":
+            maps.append((reconstruction, names))
         return [
             pool.submit(save_in_original_geometry, values, paths, properties, self.plans_manager, spacing_mm)
             for values, paths in maps

@@ -147,6 +147,8 @@ def case_maps(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Error map (1, ...) and mean reconstruction (C, ...) of a prepared case, float32, on the model's grid.
 
+    Where the model's residual is ``"output"``, the mean of its maps is in the place of a reconstruction.
+
     Raises:
         InputError: the model is a G and the case has no mask.
     """

@@ -22,7 +22,7 @@ from nnunet_anomaly.errors import GeometryError, InputError
 from nnunet_anomaly.files import save_volume
 from nnunet_anomaly.label_maps import ENDINGS
 
-Residual = Literal["squared", "absolute"]
+Residual = Literal["squared", "absolute", "output"]
 
 
 def error_map(
@@ -30,14 +30,19 @@ def error_map(
 ) -> torch.Tensor:
     """E = (x - A(x))^2 (Woo, section 2.2), or |x - A(x)| (Bengs, section 2.3): two (C, ...) float32 to (1, ...).
 
+    With ``"output"`` the network gives no reconstruction but E itself, which stands in its place.
+
     It is averaged over image channels. ``inside`` (1, ...) is nnU-Net's non-zero region. E is 0 outside it, or else an
     image with a black background would be normalised over another region once E is one of its channels.
     """
     if image.shape != reconstruction.shape:
         raise GeometryError(f"The image is {tuple(image.shape)} but its reconstruction {tuple(reconstruction.shape)}.")
-    difference = image - reconstruction
-    difference = difference.square() if residual == "squared" else difference.abs()
-    return difference.mean(0, keepdim=True) * inside
+    if residual == "output":
+        error = reconstruction
+    else:
+        difference = image - reconstruction
+        error = difference.square() if residual == "squared" else difference.abs()
+    return error.mean(0, keepdim=True) * inside
 
 
 def windows(shape: Sequence[int], patch_size: Sequence[int], step: float) -> Iterator[tuple[Any, ...]]:
@@ -51,7 +56,7 @@ def windows(shape: Sequence[int], patch_size: Sequence[int], step: float) -> Ite
             yield (slice(None), *(() if plane is None else (plane,)), *box)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a network may need gradients with respect to the image for its result
 def reconstruct(
     network: torch.nn.Module,
     volume: torch.Tensor,

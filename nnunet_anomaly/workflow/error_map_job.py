@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_anomaly.error_maps.predict import map_file_ending
 from nnunet_anomaly.errors import InputError
@@ -66,6 +67,8 @@ class Job:
                 f"-tr {args.trainer} -p {args.plans}"
             )
         map_file_ending(load_json(raw / "dataset.json"))
+        if args.save_reconstructions:
+            check_it_reconstructs(args.trainer)
         if args.device == "cuda" and not torch.cuda.is_available():
             raise InputError("There is no CUDA device here; give -device cpu.")
         return Job(
@@ -149,6 +152,16 @@ class Job:
         """Files of all channels of a case."""
         ending = self.dataset_json["file_ending"]
         return sorted(folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
+
+
+def check_it_reconstructs(trainer: str) -> None:
+    """There are reconstructions to save.
+
+    Raises:
+        InputError: the trainer's networks give error maps without one.
+    """
+    if getattr(recursive_find_trainer_class_by_name(trainer), "residual", None) == "output":
+        raise InputError(f"{trainer} makes error maps without a reconstruction. Leave --save-reconstructions out.")
 
 
 def folds_of(model: Path, checkpoint: str) -> list[int]:

@@ -114,6 +114,8 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
             "out-of-fold maps (without -i), or say --allow-leak."
         )
     origin = job.origin(folds, mask_checkpoints(job)) | {"folds": folds}
+    if model.residual == "output":  # one network, several kinds of maps
+        origin["distillation"] = model.settings.to_dict()["distillation"]
     _claim(output, origin)
     todo = []
     for name in cases:

@@ -79,6 +79,11 @@ def test_the_error_is_the_mean_square_over_channels():
         error_map(image, reconstruction[:1], everywhere)
 
 
+def test_an_output_that_is_the_error_is_averaged_over_channels():
+    image, output, inside = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5), torch.rand(1, 3, 4, 5) > 0.5
+    torch.testing.assert_close(error_map(image, output, inside, "output")[0], (output[0] + output[1]) / 2 * inside[0])
+
+
 def case(shape=(6, 8, 10), crop=((1, 6), (0, 8), (2, 10)), spacing_mm=(3.0, 1.0, 2.0)):
     plans = SimpleNamespace(transpose_forward=[2, 0, 1], transpose_backward=[1, 2, 0])
     forward = [shape[axis] for axis in plans.transpose_forward]
