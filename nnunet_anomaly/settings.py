@@ -348,6 +348,26 @@ class MultiPlanarSettings:
 
 
 @dataclass(frozen=True)
+class UNetPlusPlusSettings:
+    """The nested U-Net (Zhou 2018, Qin)."""
+
+    head_weights: Literal["equal", "halved"] = setting(
+        "Weights of the heads in the loss: all the same, or each half of that of the next deeper one.", "equal"
+    )
+    prediction: Literal["last", "ensemble"] = setting(
+        "What predicts: the head at `prediction_depth`, or the mean of the logits of all heads down to there.",
+        "last",
+        "ensemble",
+    )
+    prediction_depth: int = setting(
+        "Deepest level that prediction is made of, 1 for the first one below the image's resolution; deeper ones are "
+        "not computed. 0: all.",
+        0,
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True)
 class AnomalySettings:
     """Everything under ``"anomaly"`` in the plans."""
 
@@ -370,6 +390,7 @@ class AnomalySettings:
     fine_tuning: FineTuningSettings = field(default_factory=FineTuningSettings)
     transfer: TransferSettings = field(default_factory=TransferSettings)
     multi_planar: MultiPlanarSettings = field(default_factory=MultiPlanarSettings)
+    unet_plus_plus: UNetPlusPlusSettings = field(default_factory=UNetPlusPlusSettings)
 
     @staticmethod
     def for_preset(preset: str) -> AnomalySettings:
