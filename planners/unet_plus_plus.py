@@ -23,8 +23,8 @@ class nnUNetPlannerUNetPlusPlus(nnUNetPlannerAnomaly):
     that within), ``3d_fullres`` has 16 slices of 256 x 256 voxels, or the median image where that is smaller. Where the
     memory target does not hold a batch of two of them, the patch is reduced as nnU-Net does, and a warning says which
     target would. All else is nnU-Net's: patches of other images, the other configurations, stages, strides, kernels,
-    features and batch sizes. The plans name nnU-Net's own U-Net, so that any trainer can take them; the U-Net needs less
-    memory than they allow.
+    features and batch sizes. The plans name nnU-Net's own U-Net, which needs less memory, so that any trainer can take
+    them.
     """
 
     def __init__(self, *args: Any, plans_name: str = "nnUNetUNetPlusPlusPlans", **kwargs: Any):

@@ -40,8 +40,8 @@ class nnUNetTrainerUNetPlusPlus(SegmentationTrainer):
         kwargs = configuration_manager.network_arch_init_kwargs
         if not {"n_stages", "n_conv_per_stage_decoder"} <= kwargs.keys():
             raise SettingsError(
-                f"The plans '{plans_manager.plans_name}' are for {configuration_manager.network_arch_class_name}, which "
-                "is no U-Net of nnU-Net's. Make plans with: nnUNetv2_plan_experiment -d DATASET -pl "
+                f"The plans '{plans_manager.plans_name}' are for {configuration_manager.network_arch_class_name}, "
+                "which is no U-Net of nnU-Net's. Make plans with: nnUNetv2_plan_experiment -d DATASET -pl "
                 "nnUNetPlannerUNetPlusPlus"
             )
         network = get_network_from_plans(
