@@ -165,6 +165,17 @@ def test_prediction_is_the_last_head_the_ensemble_or_that_of_a_pruned_network():
     assert len(net(x)) == 3
 
 
+def test_a_compiled_network_does_the_same():
+    """nnU-Net compiles it on a GPU, and switches deep supervision of what it has compiled."""
+    torch._dynamo.reset()
+    net, x = network(deep_supervision=True), image(4, 8, 8)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert all(torch.equal(*pair) for pair in zip(compiled(x), net(x), strict=True))
+    compiled._orig_mod.decoder.deep_supervision = False
+    assert torch.equal(compiled(x), net(x))
+    torch._dynamo.reset()
+
+
 def kept_for_backward(net, x):
     """Numbers that a training step keeps in memory, parameters aside."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
