@@ -435,6 +435,22 @@ class LaMaSettings:
     perceptual_weight: float = setting("Weight of the perceptual term.", 30.0, minimum=0)
     perceptual_checkpoint: str = setting(
         "File with torchvision's weights of VGG-16 for the perceptual term; empty: without that term.", ""
+class UNetPlusPlusSettings:
+    """The nested U-Net (Zhou 2018, Qin)."""
+
+    head_weights: Literal["equal", "halved"] = setting(
+        "Weights of the heads in the loss: all the same, or each half of that of the next deeper one.", "equal"
+    )
+    prediction: Literal["last", "ensemble"] = setting(
+        "What predicts: the head at `prediction_depth`, or the mean of the logits of all heads down to there.",
+        "last",
+        "ensemble",
+    )
+    prediction_depth: int = setting(
+        "Deepest level that prediction is made of, 1 for the first one below the image's resolution; deeper ones are "
+        "not computed. 0: all.",
+        0,
+        minimum=0,
     )
 
 
@@ -540,6 +556,7 @@ class AnomalySettings:
     lama: LaMaSettings = field(default_factory=LaMaSettings)
     bml: BmlSettings = field(default_factory=BmlSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    unet_plus_plus: UNetPlusPlusSettings = field(default_factory=UNetPlusPlusSettings)
 
     @staticmethod
     def for_preset(preset: str) -> AnomalySettings:

@@ -92,20 +92,7 @@ class SegmentationTrainer(nnUNetTrainer):
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
-        symmetry = AnomalySettings.from_plans(plans_manager.plans).symmetry
-        side_axis = side_axis_of_patch(symmetry, len(configuration_manager.patch_size))
-        if side_axis is not None and symmetry.test_time_mirroring == "swap":
-            if NO_TWIN in symmetry.region_twins:
-                raise SettingsError(
-                    "symmetry.test_time_mirroring is swap in the plans of a model that cannot have it: it was trained "
-                    "with plain, or by regions of which one has no twin (symmetry.region_twins is -1). Set it back to "
-                    "what it was, plain or off, in the plans.json of the model's folder."
-                )
-            output_twins = symmetry.region_twins or twin_channels(range(num_output_channels), symmetry.pairs)
-            images = len(configuration_manager.normalization_schemes)
-            labels = range(1, num_input_channels - images + 1)  # of the previous stage, in a cascade
-            input_twins = [*range(images), *(images + twin for twin in twin_channels(labels, symmetry.pairs))]
-            network.register_forward_hook(TwinMirroring(side_axis, output_twins, input_twins if len(labels) else None))
+        look_at_mirror_image(network, plans_manager, configuration_manager, num_input_channels, num_output_channels)
         return network
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
@@ -189,3 +176,32 @@ class SegmentationTrainer(nnUNetTrainer):
         plans = source["init_args"].get("plans", {"configurations": {}})
         for difference in differences_in_preprocessing(plans, self.plans_manager.plans, self.configuration_name):
             self.print_to_log_file(f"WARNING: that network was trained with other preprocessing: {difference}")
+
+
+def look_at_mirror_image(
+    network: nn.Module,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    num_input_channels: int,
+    num_output_channels: int,
+) -> None:
+    """Make a network that was built from these plans look at the mirror image too, where ``symmetry`` says so.
+
+    Raises:
+        SettingsError: the plans were changed to ``swap`` after a training that does not allow it.
+    """
+    symmetry = AnomalySettings.from_plans(plans_manager.plans).symmetry
+    side_axis = side_axis_of_patch(symmetry, len(configuration_manager.patch_size))
+    if side_axis is None or symmetry.test_time_mirroring != "swap":
+        return
+    if NO_TWIN in symmetry.region_twins:
+        raise SettingsError(
+            "symmetry.test_time_mirroring is swap in the plans of a model that cannot have it: it was trained "
+            "with plain, or by regions of which one has no twin (symmetry.region_twins is -1). Set it back to "
+            "what it was, plain or off, in the plans.json of the model's folder."
+        )
+    output_twins = symmetry.region_twins or twin_channels(range(num_output_channels), symmetry.pairs)
+    images = len(configuration_manager.normalization_schemes)
+    labels = range(1, num_input_channels - images + 1)  # of the previous stage, in a cascade
+    input_twins = [*range(images), *(images + twin for twin in twin_channels(labels, symmetry.pairs))]
+    network.register_forward_hook(TwinMirroring(side_axis, output_twins, input_twins if len(labels) else None))
