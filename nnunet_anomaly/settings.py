@@ -435,6 +435,10 @@ class LaMaSettings:
     perceptual_weight: float = setting("Weight of the perceptual term.", 30.0, minimum=0)
     perceptual_checkpoint: str = setting(
         "File with torchvision's weights of VGG-16 for the perceptual term; empty: without that term.", ""
+    )
+
+
+@dataclass(frozen=True)
 class UNetPlusPlusSettings:
     """The nested U-Net (Zhou 2018, Qin)."""
 

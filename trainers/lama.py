@@ -207,9 +207,10 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
         }
         (terms["discriminator"] + self.settings.lama.r1_weight * terms["r1"]).backward()
         if self.is_ddp:
-            for parameter in self.discriminator.parameters():
-                distributed.all_reduce(parameter.grad)
-                parameter.grad /= distributed.get_world_size()
+            for gradient in (parameter.grad for parameter in self.discriminator.parameters()):
+                if gradient is not None:
+                    distributed.all_reduce(gradient)
+                    gradient /= distributed.get_world_size()
         optimizer.step()
         return terms
 
