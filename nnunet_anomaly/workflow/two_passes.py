@@ -85,7 +85,7 @@ def masks_predicted(job: Job, cases: Sequence[Case]) -> Iterator[list[Case]]:
         yield list(cases)
         return
     with tempfile.TemporaryDirectory(prefix="nnunet_anomaly_masks_") as folder:
-        _predict_label_maps(job, model, [case.images for case in todo if _readable(case.images)], Path(folder))
+        predict_label_maps(job, model, [case.images for case in todo], Path(folder))
         ending = job.dataset_json["file_ending"]
         yield [dataclasses.replace(case, mask=Path(folder) / f"{case.name}{ending}") for case in cases]
 
@@ -100,15 +100,22 @@ def _readable(files: Sequence[Path]) -> bool:
     return True
 
 
-def _predict_label_maps(job: Job, model: Path, images: Sequence[Sequence[Path]], output: Path) -> None:
-    """Run a segmentation model by nnU-Net's own predictor."""
+def predict_label_maps(job: Job, model: Path, images: Sequence[Sequence[Path]], output: Path) -> None:
+    """Run a segmentation model by nnU-Net's own predictor; images that cannot be read, or lack a channel, are left out.
+
+    Args:
+        job: folds, device and processes count.
+        model: folder of the segmentation model.
+        images: files of all channels, by case.
+        output: folder for the label maps.
+    """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     on_device = job.device.type == "cuda"
     predictor = nnUNetPredictor(perform_everything_on_device=on_device, device=job.device, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), job.folds, MASKS_CHECKPOINT)
     channels = len(channel_names(job.dataset_json))
-    complete = [[str(path) for path in files] for files in images if len(files) == channels]
+    complete = [[str(path) for path in files] for files in images if len(files) == channels and _readable(files)]
     suffix = len(f"_0000{job.dataset_json['file_ending']}")
     names = [str(output / Path(files[0]).name[:-suffix]) for files in complete]
     processes = max(1, job.num_processes)
