@@ -162,7 +162,7 @@ def test_command_lines_of_nnunet_have_only_its_options(page):
                 "$fold",
                 "all",
             ), words
-            inpainting = re.search("Inpainting|KnowledgeDistillation", named["-tr"])
+            inpainting = re.search("Inpainting|KnowledgeDistillation|LaMa", named["-tr"])
             assert bool(inpainting) == words[2].endswith("_inpainting"), words
             assert ("MultiPlanar" in named["-tr"]) == words[2].endswith("_multiplanar"), words
             assert bool(re.search("VAE|HealthyMean", named["-tr"])) == words[2].endswith("_whole"), words
@@ -183,7 +183,7 @@ def test_trainers_and_planners_exist(page):
         # a model's folder is named TRAINER__PLANS__CONFIGURATION
         assert is_trainer(name.split("__")[0]), name
     for name in set(re.findall(r"nnUNetPlanner\w*|\w+Normalization\b", text)):
-        assert re.sub(r"_(\d+voxels|byMemory)$", "", name) in planners, name  # whole volumes of another size
+        assert re.sub(r"_(\d+(voxels|pixels)|byMemory)$", "", name) in planners, name  # another size
 
 
 @each_page
