@@ -41,15 +41,15 @@ def read_slice_list(path: Path) -> dict[str, set[int]]:
         InputError: there is no such file, a column is missing, a number is none, or nothing is listed.
     """
     if not path.is_file():
-        raise InputError(f"lama.slice_list: {path} does not exist.")
+        raise InputError(f"slices.file: {path} does not exist.")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not set(COLUMNS) <= set(rows[0]):
-        raise InputError(f"lama.slice_list: {path} needs the columns {', '.join(COLUMNS)} and at least one row.")
+        raise InputError(f"slices.file: {path} needs the columns {', '.join(COLUMNS)} and at least one row.")
     found: dict[str, set[int]] = {}
     for line, row in enumerate(rows, start=2):
         if not (row["case"] and row["slice"] and row["slice"].strip().isdecimal()):
-            raise InputError(f"lama.slice_list: line {line} of {path} is no case and slice number from 0.")
+            raise InputError(f"slices.file: line {line} of {path} is no case and slice number from 0.")
         found.setdefault(row["case"].strip(), set()).add(int(row["slice"]))
     return found
 

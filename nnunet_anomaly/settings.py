@@ -370,6 +370,27 @@ class MultiPlanarSettings:
 
 
 @dataclass(frozen=True)
+class SliceSettings:
+    """Slices that 2-D networks of healthy tissue learn from."""
+
+    healthy_only: bool = setting(
+        "2-D reconstruction networks learn from slices that hold some of the region and nothing of a lesion; "
+        "nnUNetTrainerLaMa and nnUNetTrainerKnowledgeDistillation do in any case.",
+        False,
+    )
+    lesion_labels: tuple[int, ...] = setting(
+        "Labels of lesions; derived from dataset.json (`anomaly.lesion_labels`), else from labels that are called "
+        "lesion, BML, tumor and the like.",
+        (),
+        derived=True,
+    )
+    file: str = setting(
+        "CSV file (`case,slice`) with the only slices to learn from; empty: all with the region and without a lesion.",
+        "",
+    )
+
+
+@dataclass(frozen=True)
 class LaMaSettings:
     """Large-mask inpainting of slices by Fourier convolutions, against a discriminator (Qin 2024, Suvorov 2022)."""
 
@@ -385,16 +406,6 @@ class LaMaSettings:
         maximum=1,
     )
     discriminator_features: int = setting("Channels of the discriminator's first layer.", 64, minimum=4, derived=True)
-    lesion_labels: tuple[int, ...] = setting(
-        "Slices with one of these labels are not learnt from; derived from dataset.json (`anomaly.lesion_labels`), "
-        "else from labels that are called lesion, BML, tumor and the like.",
-        (),
-        derived=True,
-    )
-    slice_list: str = setting(
-        "CSV file (`case,slice`) with the only slices to learn from; empty: all with the region and without a lesion.",
-        "",
-    )
     dilation_mm: float = setting("Margin around the region's labels that is erased as well.", 0.0, minimum=0)
     epochs: int = setting("Epochs of nnU-Net's 250 iterations.", 200, minimum=1)
     learning_rate: float = setting("Initial learning rate of the generator's Adam.", 1e-3, minimum=1e-8)
@@ -557,6 +568,7 @@ class AnomalySettings:
     fine_tuning: FineTuningSettings = field(default_factory=FineTuningSettings)
     transfer: TransferSettings = field(default_factory=TransferSettings)
     multi_planar: MultiPlanarSettings = field(default_factory=MultiPlanarSettings)
+    slices: SliceSettings = field(default_factory=SliceSettings)
     lama: LaMaSettings = field(default_factory=LaMaSettings)
     bml: BmlSettings = field(default_factory=BmlSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)

@@ -33,7 +33,7 @@ def derived_settings(
     return AnomalySettings.for_preset(preset).with_values(
         {
             "roi.labels": roi_labels(dataset_json),
-            "lama.lesion_labels": lesion_labels(dataset_json),
+            "slices.lesion_labels": lesion_labels(dataset_json),
             "corruption.radius_mm": (round(smallest, 2), round(max(largest, smallest), 2)),
         }
     )

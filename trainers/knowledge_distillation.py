@@ -33,6 +33,7 @@ class nnUNetTrainerKnowledgeDistillation(ReconstructionTrainer):
 
     erase = False
     residual: Residual = "output"
+    healthy_slices_only = True
 
     @property
     def recipe(self) -> DistillationSettings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
@@ -19,13 +18,11 @@ from nnunet_anomaly.architectures.vgg import VGG16Features
 from nnunet_anomaly.augmentation.bias_field import BiasFieldTransform
 from nnunet_anomaly.augmentation.large_masks import LargeMaskTransform
 from nnunet_anomaly.augmentation.protected_channels import protect_channels
-from nnunet_anomaly.errors import InputError, SettingsError
-from nnunet_anomaly.learnable_slices import first_slice, learnable_slices, read_slice_list
+from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.losses import adversarial
 from nnunet_anomaly.settings import AnomalySettings, LaMaSettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
 from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
-from nnunet_anomaly.trainers.slice_dataset import SliceDataset
 from nnunet_anomaly.two_optimizers import DecayOfBoth, TwoOptimizers
 
 PERCEPTUAL_LAYERS = (3, 8, 15, 22, 29)  # of VGG-16: the last ReLU of every stage
@@ -38,6 +35,7 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
     """
 
     planner = "nnUNetPlannerLaMa"
+    healthy_slices_only = True
     discriminator: nn.Module
     optimizer: TwoOptimizers
 
@@ -121,42 +119,6 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
         return VGG16Features(Path(path), PERCEPTUAL_LAYERS).to(self.device).eval().requires_grad_(False)
 
     # -- data ---------------------------------------------------------------------------------------------------------
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """Slices are chosen beforehand: no sample is moved to have the bone in it."""
-        self.oversample_foreground_percent = 0.0
-        super()._set_batch_size_and_oversample()
-
-    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Slices with bone and without a lesion, of the training and of the held-out cases."""
-        found = []
-        for dataset, what in zip(super().get_tr_and_val_datasets(), ("training", "held-out"), strict=True):
-            slices = self.healthy_slices(dataset)
-            number = sum(map(len, slices.values()))
-            self.print_to_log_file(f"{number} slices of {len(slices)} {what} cases to learn from")
-            if not number:
-                raise InputError(
-                    f"No slice of the {what} cases of fold {self.fold} holds the region (labels "
-                    f"{list(self.settings.roi.labels)}) and no lesion (labels "
-                    f"{list(self.settings.lama.lesion_labels)})"
-                    + (f" and is in {self.settings.lama.slice_list}." if self.settings.lama.slice_list else ".")
-                )
-            found.append(SliceDataset(dataset, slices))
-        return found[0], found[1]
-
-    def healthy_slices(self, dataset: Any) -> dict[str, list[int]]:
-        """Numbers of the slices to learn from, by case; cases without one are left out."""
-        lama, roi_labels = self.settings.lama, self.settings.roi.labels
-        listed = read_slice_list(Path(lama.slice_list)) if lama.slice_list else None
-        slices = {}
-        for case in dataset.identifiers:
-            _, labels, _, properties = dataset.load_case(case)
-            fit = learnable_slices(np.asarray(labels[0]), roi_labels, lama.lesion_labels)
-            if listed is not None:
-                fit = [number for number in fit if number + first_slice(properties) in listed.get(case, ())]
-            if fit:
-                slices[case] = fit
-        return slices
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
         """Nothing is rotated or scaled, so that what is loaded is what the network takes."""

@@ -53,6 +53,7 @@ from nnunet_anomaly.settings import (
     LaMaSettings,
     VaeSettings,
 )
+from nnunet_anomaly.trainers.slice_dataset import SliceDataset, healthy_slices
 
 EARLIER = "checkpoint_{}_of_earlier_training.pth"
 SCHEME = "ZScoreClipped01Normalization"
@@ -88,6 +89,7 @@ class ReconstructionTrainer(nnUNetTrainer):
     residual: Residual = "squared"
     suffix = "_inpainting"  # of its configurations
     planner = "nnUNetPlannerAnomaly"
+    healthy_slices_only = False  # whatever ``slices.healthy_only`` says
 
     def __init__(
         self,
@@ -193,6 +195,35 @@ class ReconstructionTrainer(nnUNetTrainer):
         """There is none."""
 
     # -- data ---------------------------------------------------------------------------------------------------------
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Training and held-out cases; of them, where it is wanted, slices with the region and without a lesion.
+
+        Raises:
+            SettingsError: a 3-D network is to learn from slices.
+            InputError: there is no such slice.
+        """
+        datasets = super().get_tr_and_val_datasets()
+        if not (self.healthy_slices_only or self.settings.slices.healthy_only):
+            return datasets
+        if len(self.configuration_manager.patch_size) != 2:
+            raise SettingsError(
+                f"slices.healthy_only is for 2-D networks, and configuration '{self.configuration_name}' is 3-D. Set it "
+                "to false, or train a 2-D configuration."
+            )
+        found = []
+        for dataset, what in zip(datasets, ("training", "held-out"), strict=True):
+            slices = healthy_slices(dataset, self.settings)
+            self.print_to_log_file(f"{sum(map(len, slices.values()))} slices of {len(slices)} {what} cases")
+            if not slices:
+                raise InputError(
+                    f"No slice of the {what} cases of fold {self.fold} holds the region (labels "
+                    f"{list(self.settings.roi.labels)}) and no lesion (labels "
+                    f"{list(self.settings.slices.lesion_labels)})"
+                    + (f" and is in {self.settings.slices.file}." if self.settings.slices.file else ".")
+                )
+            found.append(SliceDataset(dataset, slices))
+        return found[0], found[1]
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
         """nnU-Net's, but with the mirror axes of the plans."""

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from nnunet_anomaly.learnable_slices import first_slice, learnable_slices, read_slice_list
+from nnunet_anomaly.settings import AnomalySettings
 
 
 class SliceDataset:
@@ -30,3 +36,26 @@ class SliceDataset:
         image, labels, _, properties = self.dataset.load_case(case)
         one = slice(number, number + 1)
         return image[:, one], labels[:, one], None, {**properties, "class_locations": {}}
+
+
+def healthy_slices(dataset: Any, settings: AnomalySettings) -> dict[str, list[int]]:
+    """Numbers of the slices to learn from, by case; cases without one are left out.
+
+    Args:
+        dataset: of nnU-Net's; the label maps of all its cases are read.
+        settings: ``roi.labels`` and the group ``slices`` count.
+
+    Raises:
+        InputError: the list of slices is none, see ``read_slice_list``.
+    """
+    chosen = settings.slices
+    listed = read_slice_list(Path(chosen.file)) if chosen.file else None
+    slices = {}
+    for case in dataset.identifiers:
+        _, labels, _, properties = dataset.load_case(case)
+        fit = learnable_slices(np.asarray(labels[0]), settings.roi.labels, chosen.lesion_labels)
+        if listed is not None:
+            fit = [number for number in fit if number + first_slice(properties) in listed.get(case, ())]
+        if fit:
+            slices[case] = fit
+    return slices

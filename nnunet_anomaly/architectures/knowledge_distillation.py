@@ -73,7 +73,7 @@ class KnowledgeDistillation(nn.Module):
     also under ``torch.no_grad`` (under ``inference_mode`` there is no way back to gradients). Every image channel is a
     grey image of its own. Slices are padded with their edge values to multiples of 32 pixels, the map is cropped again.
 
-    The source's weights are random until they are loaded (``take_source_weights``); they do not learn, but are part of
+    The source's weights are random until the trainer or a checkpoint brings them; they do not learn, but are part of
     the state dict, so that a checkpoint needs no other file.
 
     Args:

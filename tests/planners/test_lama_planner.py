@@ -17,7 +17,7 @@ def test_planners_make_slices_of_their_size(plan_from, name):
     assert configuration["patch_size"] == [pixels, math.ceil(pixels * 440 / 448 / 8) * 8]
     assert configuration["spacing"] == pytest.approx([448 * 0.36 / pixels] * 2)
     assert configuration["batch_size"] >= 2
-    assert plans["anomaly"]["lama"]["lesion_labels"] == [2]
+    assert plans["anomaly"]["slices"]["lesion_labels"] == [2]
     if name == "nnUNetPlannerLaMaTiny":
         assert plans["anomaly"]["lama"]["features"] == 8
     assert not hasattr(planners, "nnUNetPlannerLaMa_0pixels")

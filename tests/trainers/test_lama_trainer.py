@@ -116,7 +116,9 @@ def test_rates_fall_together_from_values_of_their_own(lama):
 
 
 def test_only_slices_of_bone_without_a_lesion_are_learnt_from(lama, tmp_path):
-    trainer = lama(lama__lesion_labels=[2])  # cartilage stands for lesions: it is in every slice but the first and last
+    trainer = lama(
+        slices__lesion_labels=[2]
+    )  # cartilage stands for lesions: it is in every slice but the first and last
     trainer.initialize()
     dataset, _ = super(nnUNetTrainerLaMa, trainer).get_tr_and_val_datasets()
     labels = {case: np.asarray(dataset.load_case(case)[1][0]) for case in dataset.identifiers}
@@ -131,7 +133,7 @@ def test_only_slices_of_bone_without_a_lesion_are_learnt_from(lama, tmp_path):
     rows = [f"{case},{first[case] + min(numbers)}" for case, numbers in with_bone.items()]
     held_out = "".join(f"case_0{number},8\n" for number in (3, 4, 5))
     listed.write_text("case,slice\n" + "\n".join(rows) + "\n" + held_out, encoding="utf-8")
-    trainer = lama(lama__slice_list=str(listed))
+    trainer = lama(slices__file=str(listed))
     trainer.initialize()
     training, validation = trainer.get_tr_and_val_datasets()
     assert sorted(training.identifiers) == sorted(f"{case}/{min(numbers)}" for case, numbers in with_bone.items())
@@ -198,4 +200,4 @@ def test_checkpoints_are_those_of_the_plans(lama, planned):
     other = LaMaGenerator(1, features=4, n_downsamplings=2, n_blocks=1, global_ratio=0.5)
     assert [value.shape for value in network.state_dict().values()] == [v.shape for v in other.state_dict().values()]
     folder = planned.root / "nnUNet_preprocessed" / "Dataset101_Tiny"
-    assert load_json(str(folder / "nnUNetAnomalyTinyPlans.json"))["anomaly"]["lama"]["lesion_labels"] == []
+    assert load_json(str(folder / "nnUNetAnomalyTinyPlans.json"))["anomaly"]["slices"]["lesion_labels"] == []
