@@ -208,8 +208,8 @@ class ReconstructionTrainer(nnUNetTrainer):
             return datasets
         if len(self.configuration_manager.patch_size) != 2:
             raise SettingsError(
-                f"slices.healthy_only is for 2-D networks, and configuration '{self.configuration_name}' is 3-D. Set it "
-                "to false, or train a 2-D configuration."
+                f"slices.healthy_only is for 2-D networks, and configuration '{self.configuration_name}' is 3-D. Set "
+                "it to false, or train a 2-D configuration."
             )
         found = []
         for dataset, what in zip(datasets, ("training", "held-out"), strict=True):

@@ -10,11 +10,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_anomaly.architectures.fourier_convolution import LaMaGenerator
 from nnunet_anomaly.architectures.vgg import VGG16Features
 from nnunet_anomaly.error_maps.model import load_model
 from nnunet_anomaly.errors import InputError, SettingsError
+from nnunet_anomaly.trainers.inpainting import nnUNetTrainerInpainting
 from nnunet_anomaly.trainers.lama import PERCEPTUAL_LAYERS, nnUNetTrainerLaMa
 
 SMALL = {
@@ -116,11 +118,9 @@ def test_rates_fall_together_from_values_of_their_own(lama):
 
 
 def test_only_slices_of_bone_without_a_lesion_are_learnt_from(lama, tmp_path):
-    trainer = lama(
-        slices__lesion_labels=[2]
-    )  # cartilage stands for lesions: it is in every slice but the first and last
+    trainer = lama(slices__lesion_labels=[2])  # cartilage stands for lesions: it is in every slice with bone
     trainer.initialize()
-    dataset, _ = super(nnUNetTrainerLaMa, trainer).get_tr_and_val_datasets()
+    dataset, _ = nnUNetTrainer.get_tr_and_val_datasets(trainer)
     labels = {case: np.asarray(dataset.load_case(case)[1][0]) for case in dataset.identifiers}
     with_bone = {case: {n for n, plane in enumerate(one) if (plane == 1).any()} for case, one in labels.items()}
     healthy = {case: {n for n in with_bone[case] if not (labels[case][n] == 2).any()} for case in labels}
@@ -142,6 +142,22 @@ def test_only_slices_of_bone_without_a_lesion_are_learnt_from(lama, tmp_path):
     assert image.shape[1] == some.shape[1] == 1 and previous is None and properties["class_locations"] == {}
     case, number = training.places[training.identifiers[0]]
     np.testing.assert_array_equal(some[0, 0], labels[case][number])
+
+
+def test_other_networks_learn_from_the_same_slices_where_wanted(new_trainer, lama):
+    reference = lama()
+    wanted = new_trainer(nnUNetTrainerInpainting, "2d_inpainting", slices__healthy_only=True)
+    for trainer in (reference, wanted):
+        trainer.initialize()
+    ours, theirs = (trainer.get_tr_and_val_datasets()[0].identifiers for trainer in (reference, wanted))
+    assert ours == theirs and "/" in ours[0]
+    usual = new_trainer(nnUNetTrainerInpainting, "2d_inpainting")
+    usual.initialize()
+    assert sorted(usual.get_tr_and_val_datasets()[0].identifiers) == ["case_00", "case_01", "case_02"]
+    volumes = new_trainer(nnUNetTrainerInpainting, "3d_inpainting", slices__healthy_only=True)
+    volumes.initialize()
+    with pytest.raises(SettingsError, match="3d_inpainting' is 3-D"):
+        volumes.get_tr_and_val_datasets()
 
 
 def test_batches_have_image_and_region(lama):
