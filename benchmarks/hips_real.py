@@ -3,8 +3,9 @@
     python benchmarks/hips_real.py DATA -o OUTPUT [--epochs 4] [--set gap_weights.dice_weight=1] [-device cpu]
 
 ``--study`` names the output of ``hips.py``: its last multi-planar network, which knows generated pelves alone, predicts
-the CT, then learns from it, as in the paper's loop. ``DATA`` has ``hip_ct/``. There is one such image, so that the networks predict what they were trained on: this shows
-that real input passes, not how well a method does. Two networks: gap-weighted 3-D, and gap-weighted multi-planar.
+the CT, then learns from it, as in the paper's loop. ``DATA`` has ``hip_ct/``. There is one such image, so that the
+networks predict what they were trained on: this shows that real input passes, not how well a method does. Without
+``--study`` two networks learn from it alone: gap-weighted 3-D, and gap-weighted multi-planar.
 ``OUTPUT/<plans>.md`` and ``.png`` are what comes of it.
 """
 
