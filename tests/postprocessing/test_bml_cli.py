@@ -124,7 +124,7 @@ def test_lesions_of_a_folder(folder, capsys):
     assert float(row["lesion_mm3"]) == mask.sum() * 0.75 and float(row["bone_mm3"]) == 3 * 17 * 21 * 0.75
     assert int(row["lesions"]) == ndimage.label(mask, np.ones((3, 3, 3)))[1] == 1
     assert row["largest_mm3"] == row["lesion_mm3"]
-    summary = json.loads((folder / "out/lesions.json").read_text())
+    summary = json.loads((folder / "out/lesions.json").read_text(encoding="utf-8"))
     assert summary["settings"]["opening_mm"] == 0.5 and summary["labels"] == [1, 2] and not summary["failed"]
     capsys.readouterr()
     assert lesions(folder, *options, "--save-residuals") == 0
@@ -138,11 +138,11 @@ def test_lesions_of_a_folder(folder, capsys):
 def test_settings_and_labels_of_the_model(folder, model, capsys):
     assert lesions(folder, "-m", str(model), "--set", 'bml.otsu="slice"') == 0
     assert "Labels of the bones: 1, 2 (roi.labels" in capsys.readouterr().out
-    summary = json.loads((folder / "out/lesions.json").read_text())
+    summary = json.loads((folder / "out/lesions.json").read_text(encoding="utf-8"))
     assert summary["labels"] == [1, 2] and summary["settings"]["otsu"] == "slice"
     (folder / "settings.json").write_text(json.dumps({"bml": {"closing_mm": 1.5}}))
     assert lesions(folder, "--settings", str(folder / "settings.json")) == 0
-    summary = json.loads((folder / "out/lesions.json").read_text())
+    summary = json.loads((folder / "out/lesions.json").read_text(encoding="utf-8"))
     assert summary["settings"]["closing_mm"] == 1.5 and summary["labels"] == []
 
 
@@ -272,16 +272,16 @@ def test_values_to_try_are_checked_and_derived(folder):
 
 
 def test_tune_writes_the_best_into_the_plans_and_lesions_takes_it(folder, model, capsys):
-    before = json.loads((model / "plans.json").read_text())
+    before = json.loads((model / "plans.json").read_text(encoding="utf-8"))
     assert tune(folder, "-m", str(model)) == 0
     said = capsys.readouterr()
     assert "48 combinations on 4 cases" in said.out
     rows = rows_of(folder / "tuning/search.csv")
     assert len(rows) == 48
-    settings = json.loads((folder / "tuning/settings.json").read_text())["bml"]
+    settings = json.loads((folder / "tuning/settings.json").read_text(encoding="utf-8"))["bml"]
     best = max(rows, key=lambda row: float(row["dice"]))
     assert float(best["dice"]) > 0.85 and float(best["dice"]) > 1.2 * min(float(row["dice"]) for row in rows)
-    after = json.loads((model / "plans.json").read_text())
+    after = json.loads((model / "plans.json").read_text(encoding="utf-8"))
     assert after["anomaly"].pop("bml") == settings and after == before
     assert lesions(folder, "-m", str(model)) == 0
     by_case = [
@@ -294,7 +294,7 @@ def test_tune_writes_the_best_into_the_plans_and_lesions_takes_it(folder, model,
     cases = {row["case"]: row for row in rows_of(folder / "tuning/cases.csv")}
     assert [float(cases[f"case_{i}"]["dice"]) for i in range(3)] == pytest.approx(by_case)
     assert cases["case_3"]["dice"] == ""
-    page = (folder / "tuning/report.md").read_text()
+    page = (folder / "tuning/report.md").read_text(encoding="utf-8")
     assert "48 combinations on 4 cases, 3 of them with a lesion" in page and "[search.csv](search.csv)" in page
     capsys.readouterr()
     assert tune(folder, "-m", str(model)) == 0
@@ -303,9 +303,9 @@ def test_tune_writes_the_best_into_the_plans_and_lesions_takes_it(folder, model,
 
 def test_tune_without_a_model_keeps_what_it_does_not_search(folder, capsys):
     assert tune(folder, "--labels", "1", "2", "--set", "bml.element=ball", "--otsu", "volume", "--pooled") == 0
-    settings = json.loads((folder / "tuning/settings.json").read_text())
+    settings = json.loads((folder / "tuning/settings.json").read_text(encoding="utf-8"))
     assert list(settings) == ["bml"] and settings["bml"]["element"] == "ball" and settings["bml"]["otsu"] == "volume"
-    summary = json.loads((folder / "tuning/search.json").read_text())
+    summary = json.loads((folder / "tuning/search.json").read_text(encoding="utf-8"))
     rows = rows_of(folder / "tuning/search.csv")
     assert len(rows) == 24 and summary["criterion"] == "dice_pooled"
     assert summary["best"]["dice_pooled"] == max(float(row["dice_pooled"]) for row in rows)
@@ -316,7 +316,7 @@ def test_a_lesion_beyond_the_bone_is_told(folder, capsys):
     assert tune(folder, "--labels", "1") == 0
     said = capsys.readouterr()
     assert "beyond the bone mask" in said.err
-    assert "beyond the bone mask" in (folder / "tuning/report.md").read_text()
+    assert "beyond the bone mask" in (folder / "tuning/report.md").read_text(encoding="utf-8")
 
 
 def test_validation_cases_without_any_lesion_are_an_error(folder, capsys):
@@ -329,12 +329,12 @@ def test_validation_cases_without_any_lesion_are_an_error(folder, capsys):
 
 def test_a_failed_case_is_named_and_nothing_is_chosen(folder, model, capsys):
     assert tune(folder, "-m", str(model)) == 0
-    plans = (model / "plans.json").read_text()
+    plans = (model / "plans.json").read_text(encoding="utf-8")
     write(knee(1)[3], folder / "truth/case_1.nii.gz", (3.0, 0.5, 0.6))
     assert tune(folder, "-m", str(model)) == 1
     said = capsys.readouterr()
     assert "case_1: GeometryError" in said.err and "Nothing was chosen" in said.err
-    assert (model / "plans.json").read_text() == plans
+    assert (model / "plans.json").read_text(encoding="utf-8") == plans
     assert not (folder / "tuning/settings.json").exists() and not (folder / "tuning/report.md").exists()
     (folder / "truth/case_1.nii.gz").unlink()
     assert tune(folder, "-m", str(model)) == 0
@@ -371,7 +371,7 @@ def test_lesions_implanted_into_real_images(real_data, tmp_path):
         write(region.astype(np.uint8), tmp_path / f"labels/{name}.nii.gz", (1, 1, 1))
         write(lesion.astype(np.uint8), tmp_path / f"truth/{name}.nii.gz", (1, 1, 1))
     assert tune(tmp_path) == 0
-    best = json.loads((tmp_path / "tuning/search.json").read_text())["best"]
+    best = json.loads((tmp_path / "tuning/search.json").read_text(encoding="utf-8"))["best"]
     assert best["dice"] > 0.85 and best["opening_mm"] == 1
 
 

@@ -57,7 +57,7 @@ def test_it_trains_validates_and_maps_new_images(new_distillation, planned, weig
     assert len(losses) == 2 and np.isfinite(losses).all()
     trainer.perform_actual_validation()
     folder = Path(trainer.output_folder)
-    record = json.loads((folder / "validation" / "error_maps.json").read_text())
+    record = json.loads((folder / "validation" / "error_maps.json").read_text(encoding="utf-8"))
     assert record["held_out_cases"] == ["case_03", "case_04", "case_05"] and record["pretrained"] is False
     raw = planned.root / "nnUNet_raw" / "Dataset101_Tiny" / "imagesTr" / "case_03_0000.nii.gz"
     error, image = read(folder / "validation" / "error_maps" / "case_03.nii.gz")
@@ -82,7 +82,7 @@ def test_it_trains_validates_and_maps_new_images(new_distillation, planned, weig
     again, _ = read(tmp_path / "maps" / "new_0001.nii.gz")
     np.testing.assert_allclose(again, error, rtol=1e-3, atol=1e-3)  # of the same case, by the same fold
     plans = folder.parent / "plans.json"
-    plans.write_text(plans.read_text().replace('"map": "gradient"', '"map": "distance"'))
+    plans.write_text(plans.read_text(encoding="utf-8").replace('"map": "gradient"', '"map": "distance"'))
     refused = planned.run(*command, *new_images, expect=2, **results)  # maps of two kinds in one folder
     assert "holds error maps of another model" in refused.stderr
 
