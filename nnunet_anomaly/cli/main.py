@@ -22,7 +22,7 @@ VERBS = {
     "plan": ("plan", "show and change the settings in a plans file"),
     "error-maps": ("error_maps", "collect out-of-fold error maps as a channel, or make them for new images"),
     "anomalies": ("anomalies", "turn error maps into anomaly masks and volumes"),
-    "lesions": ("lesions", "turn images and their reconstructions into masks of bright lesions in bone"),
+    "lesions": ("lesions", "turn reconstructions or error maps into masks of lesions in bone"),
     "tune": ("tune", "search settings on validation cases"),
     "postprocess": ("postprocess", "clean label maps: islands, left and right, closed gaps"),
     "collisions": ("collisions", "find where predicted structures touch, and which case to correct next"),
