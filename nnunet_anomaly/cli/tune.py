@@ -51,7 +51,7 @@ def _add_bml(parser: argparse.ArgumentParser) -> None:
         "--equalisations",
         nargs="+",
         choices=EQUALISATIONS,
-        help="histogram equalisations to try (default: all three); none with -e, as error maps are not equalised",
+        help="histogram equalisations to try (default: all three); not with -e, as error maps are not equalised",
     )
     parser.add_argument(
         "--otsu",
