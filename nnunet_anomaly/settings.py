@@ -471,7 +471,7 @@ class UNetPlusPlusSettings:
 
 @dataclass(frozen=True)
 class BmlSettings:
-    """Bright lesions in bone, from an image and its reconstruction (Qin, section 2); `nnunet-anomaly tune bml`."""
+    """Lesions in bone, by reconstructions (Qin, section 2) or error maps; `nnunet-anomaly tune bml` searches them."""
 
     equalisation: Literal["slice", "volume", "none"] = setting(
         "Histogram equalisation of image and reconstruction: of every slice, of the whole volume, or none.", "slice"

@@ -1,8 +1,9 @@
-"""Bright lesions in bone from an image and its reconstruction without lesions (Qin 2024, section 2).
+"""Lesions in bone from an image and its reconstruction without lesions (Qin 2024, section 2), or from an error map.
 
-Histogram equalisation of both, the bright residual, Otsu's threshold, opening, closing, and a smallest volume. Only
-ranks count, so that a strictly increasing change of the intensities of both images changes nothing; scikit-image's
-``equalize_hist`` and ``threshold_otsu`` count floating-point numbers in 256 bins. Without any bone nothing is found.
+Histogram equalisation of both images, the bright residual D, Otsu's threshold, opening, closing, and a smallest volume.
+Only ranks count, so that a strictly increasing change of the intensities of both images changes nothing; scikit-image's
+``equalize_hist`` and ``threshold_otsu`` count floating-point numbers in 256 bins. An error map inside the bone is D
+itself, for methods that make no reconstruction. Without any bone nothing is found.
 """
 
 from __future__ import annotations
@@ -51,12 +52,58 @@ def bml_morphology(
     axis = slice_axis(spacing_mm, settings.slice_axis)
     bone = np.asarray(bone_mask) != 0
     residual = bright_residual(image, reconstruction, bone, settings.equalisation, axis)
+    return residual_morphology(residual, bone, spacing_mm, settings), residual
+
+
+def error_map_morphology(
+    error_map: np.ndarray, bone_mask: np.ndarray, spacing_mm: Sequence[float], settings: BmlSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """``bml_morphology`` of an error map, which needs neither image nor reconstruction.
+
+    The sign of a difference is lost in most error maps: what is darker than expected is found as well.
+
+    Args:
+        error_map: see ``error_residual``; may be empty.
+        bone_mask, spacing_mm: see ``bml_morphology``.
+        settings: all but ``equalisation`` count.
+
+    Returns:
+        The mask, bool, and the residual D (see ``error_residual``), float32.
+
+    Raises:
+        GeometryError, InputError, SettingsError: see ``error_residual`` and ``residual_morphology``.
+    """
+    bone = np.asarray(bone_mask) != 0
+    residual = error_residual(error_map, bone)
+    return residual_morphology(residual, bone, spacing_mm, settings), residual
+
+
+def residual_morphology(
+    residual: np.ndarray, bone: np.ndarray, spacing_mm: Sequence[float], settings: BmlSettings
+) -> np.ndarray:
+    """All steps from the residual D on: Otsu's threshold, opening, closing, smallest volume.
+
+    Args:
+        residual: 2-D or 3-D, finite; may be empty.
+        bone: bool, of the same shape.
+        spacing_mm: voxel size along every axis.
+        settings: all but ``equalisation`` count.
+
+    Returns:
+        The mask, bool, of the same shape.
+
+    Raises:
+        GeometryError: the spacing is not one positive number per axis.
+        SettingsError: a slice axis that the residual does not have.
+    """
+    check_spacing(spacing_mm, np.ndim(residual))
+    axis = slice_axis(spacing_mm, settings.slice_axis)
     mask = above_otsu(residual, bone, settings.otsu, axis)
     largest_mm = max(settings.opening_mm, settings.closing_mm)
     element_mm = element_spacing_mm(spacing_mm, axis, settings.element, largest_mm)
     mask = open_mm(mask, settings.opening_mm, element_mm)
     mask = closed_in_bone(mask, bone, settings.closing_mm, element_mm)
-    return drop_small_components(mask, spacing_mm, True, settings.minimum_mm3), residual
+    return drop_small_components(mask, spacing_mm, True, settings.minimum_mm3)
 
 
 def slice_axis(spacing_mm: Sequence[float], axis: int = -1) -> int | None:
@@ -112,6 +159,38 @@ def bright_residual(
             higher = _ranks(ours, ours[inside]) - _ranks(theirs, theirs[inside])
             residual[part][inside] = np.maximum(higher, 0) / (2 * ours.size)
     return residual
+
+
+def error_residual(error_map: np.ndarray, bone: np.ndarray) -> np.ndarray:
+    """D of an error map: the map inside the bone, 0 outside of it.
+
+    Args:
+        error_map: 2-D or 3-D, not negative and finite, outside the bone too: squared or absolute differences, or what
+            else is the larger the more abnormal a voxel is.
+        bone: bool, of the same shape.
+
+    Returns:
+        float32 array of the same shape.
+
+    Raises:
+        GeometryError: not 2-D or 3-D, or shapes differ.
+        InputError: NaN, infinity, values beyond float32, values that are no numbers, or negative ones.
+    """
+    error_map = np.asarray(error_map)
+    if error_map.ndim not in (2, 3) or error_map.shape != np.shape(bone):
+        raise GeometryError(
+            f"The error map has shape {error_map.shape} and the bone mask {np.shape(bone)}; both must be 2-D or 3-D, "
+            "on the same grid."
+        )
+    largest = np.finfo(np.float32).max
+    if error_map.dtype.kind not in "biuf" or not (np.isfinite(error_map) & (error_map <= largest)).all():
+        raise InputError(f"The error map holds {error_map.dtype} values that are NaN, infinite or no numbers.")
+    if (error_map < 0).any():
+        raise InputError(
+            f"The error map holds negative values, down to {float(error_map.min()):g}; an error map has none. Is it an "
+            "image, or a difference with a sign?"
+        )
+    return np.where(bone, error_map, 0).astype(np.float32)
 
 
 def to_scale_of(reconstruction: np.ndarray, image: np.ndarray, known: np.ndarray) -> np.ndarray:

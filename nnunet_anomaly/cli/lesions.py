@@ -1,4 +1,4 @@
-"""``nnunet-anomaly lesions``: images and their reconstructions in, masks of bright lesions in bone out."""
+"""``nnunet-anomaly lesions``: images and their reconstructions, or error maps, in; masks of lesions in bone out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from nnunet_anomaly.files import load_json
 
 if TYPE_CHECKING:
     from nnunet_anomaly.settings import AnomalySettings
-    from nnunet_anomaly.workflow.bml_lesions import CaseFiles
+    from nnunet_anomaly.workflow.bml_lesions import CaseFiles, ErrorMapFiles
 
 EXAMPLE = (
     "nnunet-anomaly lesions -i imagesTr -r MODEL/fold_0/validation/reconstructions -b labelsTr --labels 1 2 \\\n"
-    "      -o lesions -m MODEL -np 4"
+    "      -o lesions -m MODEL -np 4\n"
+    "  nnunet-anomaly lesions -e MODEL/fold_0/validation/error_maps -b labelsTr --labels 1 2 -o lesions -m MODEL"
 )
 GROUP = "bml"
+EQUALISATION = f"{GROUP}.equalisation"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,28 +31,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", type=Path, required=True, help="folder for the lesion masks and the table")
     add_settings_arguments(parser)
     parser.add_argument(
-        "--save-residuals", action="store_true", help="also write the bright residuals that the masks are made of"
+        "--save-residuals",
+        action="store_true",
+        help="also write the residuals that the masks are made of: the bright ones, with -e the error maps in bone",
     )
     parser.add_argument("-np", type=int, default=3, help="number of processes (default: 3)")
 
 
 def add_case_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add images, reconstructions and bone masks, which ``tune bml`` has too."""
-    parser.add_argument("-i", type=Path, required=True, help="folder of images, <case>_0000.nii.gz")
+    """Add images, reconstructions or error maps, and bone masks, which ``tune bml`` has too."""
     parser.add_argument(
+        "-i",
+        type=Path,
+        help="folder of images, <case>_0000.nii.gz; needed with -r. With -e they only tell whether every error map "
+        "lies on the grid of its image",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "-r",
         type=Path,
-        required=True,
         nargs="+",
         metavar="DIR",
-        help="folders of their reconstructions, <case>_0000.nii.gz, on any scale: fold_*/validation/reconstructions "
-        "of a trained reconstruction model, or what error-maps --save-reconstructions wrote",
+        help="folders of reconstructions of -i, <case>_0000.nii.gz, on any scale: fold_*/validation/reconstructions "
+        "of a trained reconstruction model, or what error-maps --save-reconstructions wrote. What is brighter in the "
+        "image is looked for",
+    )
+    source.add_argument(
+        "-e",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders of error maps, <case>.nii.gz: fold_*/validation/error_maps of a trained model; or, with "
+        "--channel, what error-maps -i wrote. They are not equalised. Most, such as squared differences, have no "
+        "sign: dark lesions are found as well as bright ones",
     )
     parser.add_argument("-b", type=Path, required=True, help="folder of bone masks or label maps, <case>.nii.gz")
     parser.add_argument(
         "--labels", type=int, nargs="+", help="labels of the bones in -b (default: roi.labels of -m, else all)"
     )
-    parser.add_argument("--channel", type=int, default=0, help="channel of images and reconstructions (default: 0)")
+    parser.add_argument(
+        "--channel",
+        type=int,
+        help="with -r: channel of images and reconstructions (default: 0); with -e: channel that holds the error map, "
+        "1 for <case>_0001.nii.gz (default: no channel, <case>.nii.gz)",
+    )
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +100,7 @@ def settings_of(args: argparse.Namespace) -> AnomalySettings:
 
     Raises:
         InputError: the file is missing.
-        SettingsError: see ``AnomalySettings``; or ``--set`` of another group.
+        SettingsError: see ``AnomalySettings``; or ``--set`` of another group, or of the equalisation of error maps.
     """
     from nnunet_anomaly.settings import AnomalySettings, parse_assignment
 
@@ -92,6 +116,8 @@ def settings_of(args: argparse.Namespace) -> AnomalySettings:
     values = dict(parse_assignment(text) for text in args.assignments)
     if others := [key for key in values if not key.startswith(f"{GROUP}.")]:
         raise SettingsError(f"--set {others[0]}: only settings of the group {GROUP} count here.")
+    if args.e and EQUALISATION in values:
+        raise SettingsError(f"--set {EQUALISATION}: error maps (-e) are not equalised. Leave it out.")
     return settings.with_values(values)
 
 
@@ -106,17 +132,23 @@ def labels_of(args: argparse.Namespace, settings: AnomalySettings) -> tuple[int,
     return labels
 
 
-def cases_of(args: argparse.Namespace) -> dict[str, CaseFiles]:
-    """Files of every case with a reconstruction.
+def cases_of(args: argparse.Namespace) -> Mapping[str, CaseFiles | ErrorMapFiles]:
+    """Files of every case with a reconstruction, or with an error map.
 
     Raises:
-        InputError: see ``find_cases``; or the output folder is one of the input folders.
+        InputError: see ``find_cases`` and ``find_error_maps``; there are reconstructions without images; or the output
+            folder is one of the input folders.
     """
-    from nnunet_anomaly.workflow.bml_lesions import find_cases
+    from nnunet_anomaly.workflow.bml_lesions import find_cases, find_error_maps
 
-    if args.o.resolve() in {folder.resolve() for folder in (args.i, args.b, *args.r)}:
+    inputs = [args.b, *(args.r or args.e), *([args.i] if args.i else [])]
+    if args.o.resolve() in {folder.resolve() for folder in inputs}:
         raise InputError(f"{args.o} is input and output; name another output folder, so that nothing is lost.")
-    return find_cases(args.i, args.r, args.b, args.channel)
+    if args.e:
+        return find_error_maps(args.e, args.b, args.channel, args.i)
+    if not args.i:
+        raise InputError("Reconstructions (-r) are compared with their images: name the folder of these with -i.")
+    return find_cases(args.i, args.r, args.b, args.channel or 0)
 
 
 def run(args: argparse.Namespace) -> int:

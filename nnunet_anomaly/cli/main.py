@@ -23,7 +23,7 @@ VERBS = {
     "error-maps": ("error_maps", "collect out-of-fold error maps as a channel, or make them for new images"),
     "anomalies": ("anomalies", "turn error maps into anomaly masks and volumes"),
     "predict": ("predict", "find bone marrow lesions in a folder of images: masks and tables"),
-    "lesions": ("lesions", "turn images and their reconstructions into masks of bright lesions in bone"),
+    "lesions": ("lesions", "turn reconstructions or error maps into masks of lesions in bone"),
     "tune": ("tune", "search settings on validation cases"),
     "postprocess": ("postprocess", "clean label maps: islands, left and right, closed gaps"),
     "collisions": ("collisions", "find where predicted structures touch, and which case to correct next"),

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_anomaly.cli.lesions import add_case_arguments, add_settings_arguments, cases_of, labels_of, settings_of
 from nnunet_anomaly.cli.output import print_failures, print_without_reference
-from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
     from nnunet_anomaly.settings import BmlSettings
-    from nnunet_anomaly.workflow.bml_lesions import CaseFiles
+    from nnunet_anomaly.workflow.bml_lesions import CaseFiles, ErrorMapFiles
     from nnunet_anomaly.workflow.tune_bml import Grid
 
 EXAMPLE = (
     "nnunet-anomaly tune bml -i imagesVal -r reconstructions -b bones -ref lesionsVal -o tuning \\\n"
     "      -m nnUNet_results/Dataset101_Knee/TRAINER__PLANS__2d_inpainting -np 4"
 )
+
+EQUALISATIONS = ("slice", "volume", "none")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_bml(
         kinds.add_parser(
             "bml",
-            help="bright lesions in bone: the settings of 'lesions'",
+            help="lesions in bone: the settings of 'lesions'",
             description="Try all combinations of settings of 'nnunet-anomaly lesions' on validation cases with "
             "reference masks, and keep the best.",
             epilog=f"Example:\n  {EXAMPLE}",
@@ -48,9 +50,8 @@ def _add_bml(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--equalisations",
         nargs="+",
-        choices=("slice", "volume", "none"),
-        default=["slice", "volume", "none"],
-        help="histogram equalisations to try (default: all three)",
+        choices=EQUALISATIONS,
+        help="histogram equalisations to try (default: all three); not with -e, as error maps are not equalised",
     )
     parser.add_argument(
         "--otsu",
@@ -94,7 +95,7 @@ def _tune_bml(args: argparse.Namespace) -> int:
     refuse_without_lesion(references)
     grid = _grid(args, cases, settings.bml)
     print(f"{len(grid.combinations())} combinations on {len(cases)} cases.")
-    print_without_reference({"reconstructions": without})
+    print_without_reference({"error maps" if args.e else "reconstructions": without})
     forget_search(args.o)
     records, outcome = count_cases(cases, references, labels_of(args, settings), settings.bml, grid, args.o, args.np)
     print(f"{len(outcome.done)} done, {len(outcome.skipped)} were there already, {len(outcome.failed)} failed.")
@@ -113,11 +114,13 @@ def _tune_bml(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cases_with_reference(args: argparse.Namespace) -> tuple[dict[str, CaseFiles], dict[str, Path], list[str]]:
+def _cases_with_reference(
+    args: argparse.Namespace,
+) -> tuple[dict[str, CaseFiles | ErrorMapFiles], dict[str, Path], list[str]]:
     """Cases with their reference masks, and names of the cases that have none and are left out.
 
     Raises:
-        InputError: there is no reference mask, or one without reconstruction.
+        InputError: there is no reference mask, or one without reconstruction or error map.
     """
     from nnunet_anomaly.label_maps import files_by_case
 
@@ -125,27 +128,35 @@ def _cases_with_reference(args: argparse.Namespace) -> tuple[dict[str, CaseFiles
     if not references:
         raise InputError(f"{args.ref} holds no lesion mask (.nii.gz, .nii, .nrrd, .mha).")
     if missing := [case for case in references if case not in found]:
-        raise InputError(f"There is no reconstruction in -r for: {', '.join(missing)}.")
+        what = "error map in -e" if args.e else "reconstruction in -r"
+        raise InputError(f"There is no {what} for: {', '.join(missing)}.")
     cases = {case: found[case] for case in references}
     return cases, references, [case for case in found if case not in references]
 
 
-def _grid(args: argparse.Namespace, cases: Mapping[str, CaseFiles], settings: BmlSettings) -> Grid:
-    """Values as given, else derived from the voxel sizes."""
+def _grid(args: argparse.Namespace, cases: Mapping[str, CaseFiles | ErrorMapFiles], settings: BmlSettings) -> Grid:
+    """Values as given, else derived from the voxel sizes.
+
+    Raises:
+        SettingsError: see ``Grid``; or equalisations of error maps.
+    """
     from nnunet_anomaly.workflow.tune_bml import Grid, derived_radii
 
+    if args.e and args.equalisations:
+        raise SettingsError("--equalisations: error maps (-e) are not equalised. Leave it out.")
+    equalisations = None if args.e else tuple(args.equalisations or EQUALISATIONS)
     given = {name: getattr(args, name) for name in ("opening_mm", "closing_mm", "minimum_mm3")}
     radii: dict[str, Any] = {name: tuple(values) for name, values in given.items() if values}
     if len(radii) < len(given):
         radii = derived_radii(cases, settings) | radii
-    return Grid(tuple(args.equalisations), tuple(args.otsu), **radii)
+    return Grid(equalisations, tuple(args.otsu), **radii)
 
 
 def _print_best(row: Mapping[str, Any], args: argparse.Namespace) -> None:
     from nnunet_anomaly.workflow.tune_bml_report import PAGE, SETTINGS
 
     names = ("equalisation", "otsu", "opening_mm", "closing_mm", "minimum_mm3")
-    print(f"Best: {', '.join(f'{name} {row[name]}' for name in names)}")
+    print(f"Best: {', '.join(f'{name} {row[name]}' for name in names if name in row)}")
     print(f"Mean Dice {row['dice']:.4f}, pooled {row['dice_pooled']:.4f}", end="")
     found_mm3 = row["lesion_free_mm3"]
     print("." if found_mm3 is None else f"; found in cases without lesion: {found_mm3:.1f} mm^3 on average.")

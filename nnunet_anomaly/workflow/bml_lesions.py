@@ -1,8 +1,9 @@
-"""What ``nnunet-anomaly lesions`` does: masks of bright lesions in bone, from images and their reconstructions."""
+"""What ``nnunet-anomaly lesions`` does: masks of lesions in bone, from reconstructions or from error maps."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +26,20 @@ from nnunet_anomaly.files import (
     save_volume,
 )
 from nnunet_anomaly.label_maps import check_same_grid, files_by_case, read_region, spacing_zyx_mm
-from nnunet_anomaly.postprocessing.bml_morphology import bml_morphology, in_plane_mm, reaches_nothing, slice_axis
+from nnunet_anomaly.postprocessing.bml_morphology import (
+    Equalisation,
+    bml_morphology,
+    bright_residual,
+    error_map_morphology,
+    error_residual,
+    in_plane_mm,
+    reaches_nothing,
+    slice_axis,
+)
 from nnunet_anomaly.settings import BmlSettings
 
 ENDING = ".nii.gz"
+CHANNEL = re.compile(r"_\d{4}$")
 RECORDS = "cases"
 SUMMARY = "lesions.json"
 TABLE = "lesions.csv"
@@ -36,7 +47,7 @@ COLUMNS = ("case", "bone_mm3", "lesions", "lesion_mm3", "largest_mm3")
 
 
 class CaseFiles(NamedTuple):
-    """Files of one case; one that is not there is ``None``."""
+    """Files of one case with a reconstruction; one that is not there is ``None``."""
 
     image: Path | None
     reconstruction: Path
@@ -53,15 +64,58 @@ class CaseFiles(NamedTuple):
             raise InputError(f"There is no {missing} of the same name as {self.reconstruction}.")
         return self.image, self.reconstruction, self.bone
 
+    @property
+    def residual_from(self) -> Path:
+        """The file that messages name."""
+        return self.reconstruction
+
+
+class ErrorMapFiles(NamedTuple):
+    """Files of one case with an error map; a bone mask that is not there is ``None``, and so is an image not given."""
+
+    error_map: Path
+    bone: Path | None
+    image: Path | None = None
+
+    @property
+    def residual_from(self) -> Path:
+        """The file that messages name."""
+        return self.error_map
+
 
 class Case(NamedTuple):
-    """One case, read: arrays (z, y, x), and spacing and geometry of its image."""
+    """One case with a reconstruction, read: arrays (z, y, x), and spacing and geometry of its image."""
 
     image: np.ndarray
     reconstruction: np.ndarray
     bone: np.ndarray
     spacing_mm: tuple[float, ...]
     grid: Any
+
+    def residual(self, equalisation: Equalisation, axis: int | None) -> np.ndarray:
+        """D, see ``bright_residual``."""
+        return bright_residual(self.image, self.reconstruction, self.bone, equalisation, axis)
+
+    def lesions(self, settings: BmlSettings) -> tuple[np.ndarray, np.ndarray]:
+        """Mask and D, see ``bml_morphology``."""
+        return bml_morphology(self.image, self.reconstruction, self.bone, self.spacing_mm, settings)
+
+
+class ErrorMapCase(NamedTuple):
+    """One case with an error map, read: arrays (z, y, x), and spacing and geometry of the error map."""
+
+    error_map: np.ndarray
+    bone: np.ndarray
+    spacing_mm: tuple[float, ...]
+    grid: Any
+
+    def residual(self, equalisation: Equalisation, axis: int | None) -> np.ndarray:
+        """D, see ``error_residual``; neither equalisation nor axis counts."""
+        return error_residual(self.error_map, self.bone)
+
+    def lesions(self, settings: BmlSettings) -> tuple[np.ndarray, np.ndarray]:
+        """Mask and D, see ``error_map_morphology``."""
+        return error_map_morphology(self.error_map, self.bone, self.spacing_mm, settings)
 
 
 def find_cases(images: Path, reconstructions: Sequence[Path], bones: Path, channel: int = 0) -> dict[str, CaseFiles]:
@@ -76,12 +130,7 @@ def find_cases(images: Path, reconstructions: Sequence[Path], bones: Path, chann
     Raises:
         InputError: a folder is missing, there is no reconstruction at all, or a case has two.
     """
-    found: dict[str, Path] = {}
-    for folder in reconstructions:
-        for case, path in files_by_case(folder, channel).items():
-            if case in found:
-                raise InputError(f"There are two reconstructions of {case}: {found[case]} and {path}. Leave one.")
-            found[case] = path
+    found = _files_of(reconstructions, channel, "reconstructions")
     if not found:
         raise InputError(
             f"{', '.join(map(str, reconstructions))}: no reconstruction, <case>_{channel:04d}.nii.gz. Trainings of "
@@ -92,7 +141,62 @@ def find_cases(images: Path, reconstructions: Sequence[Path], bones: Path, chann
     return {case: CaseFiles(image_files.get(case), path, bone_files.get(case)) for case, path in sorted(found.items())}
 
 
-def read_case(files: CaseFiles, labels: Sequence[int]) -> Case:
+def find_error_maps(
+    error_maps: Sequence[Path], bones: Path, channel: int | None = None, images: Path | None = None
+) -> dict[str, ErrorMapFiles]:
+    """Files of every case that has an error map.
+
+    Args:
+        error_maps: folders, such as ``fold_*/validation/error_maps`` or what ``error-maps -i`` wrote.
+        bones: folder of bone masks or label maps, ``<case>``.
+        channel: of the error maps, 1 for ``<case>_0001``; ``None``: they are ``<case>``.
+        images: folder of images, ``<case>_0000``, on whose grid the error maps must lie; not needed.
+
+    Raises:
+        InputError: a folder is missing, there is no error map at all, a case has two, or a channel needs to be named.
+    """
+    found = _files_of(error_maps, channel, "error maps")
+    folders = ", ".join(map(str, error_maps))
+    if not found:
+        raise InputError(
+            f"{folders}: no error map, <case>{'' if channel is None else f'_{channel:04d}'}.nii.gz. Trainings of "
+            "reconstruction networks write <case>.nii.gz to fold_*/validation/error_maps, and 'nnunet-anomaly "
+            "error-maps' a channel of <case> (--channel)."
+        )
+    bone_files = files_by_case(bones)
+    if channels := [case for case in found if case not in bone_files and CHANNEL.sub("", case) in bone_files]:
+        raise InputError(
+            f"{folders}: {channels[0]} is a channel of {CHANNEL.sub('', channels[0])}. Say by --channel which one is "
+            "the error map, such as 1 for <case>_0001."
+        )
+    # an image that is missing fails its case when it is read
+    image_files = files_by_case(images, 0) if images else {}
+    return {
+        case: ErrorMapFiles(
+            path,
+            bone_files.get(case),
+            image_files.get(case, images / f"{case}_0000{ENDING}") if images else None,
+        )
+        for case, path in sorted(found.items())
+    }
+
+
+def _files_of(folders: Sequence[Path], channel: int | None, what: str) -> dict[str, Path]:
+    """Files of several folders by case.
+
+    Raises:
+        InputError: a folder is missing, or a case has two files.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for case, path in files_by_case(folder, channel).items():
+            if case in found:
+                raise InputError(f"There are two {what} of {case}: {found[case]} and {path}. Leave one.")
+            found[case] = path
+    return found
+
+
+def read_case(files: CaseFiles | ErrorMapFiles, labels: Sequence[int]) -> Case | ErrorMapCase:
     """Read a case.
 
     Args:
@@ -106,6 +210,8 @@ def read_case(files: CaseFiles, labels: Sequence[int]) -> Case:
     """
     import SimpleITK as sitk
 
+    if isinstance(files, ErrorMapFiles):
+        return _read_error_map(files, labels)
     image_path, reconstruction_path, bone_path = files.existing()
     image, reconstruction = read_image(image_path), read_image(reconstruction_path)
     check_same_grid(image, image_path, reconstruction, reconstruction_path)
@@ -114,8 +220,20 @@ def read_case(files: CaseFiles, labels: Sequence[int]) -> Case:
     return Case(ours, theirs, bone, spacing_zyx_mm(image), image)
 
 
+def _read_error_map(files: ErrorMapFiles, labels: Sequence[int]) -> ErrorMapCase:
+    import SimpleITK as sitk
+
+    if files.bone is None:
+        raise InputError(f"There is no bone mask of the same name as {files.error_map}.")
+    image = read_image(files.error_map)
+    if files.image is not None:
+        check_same_grid(read_image(files.image), files.image, image, files.error_map)
+    bone = read_region(files.bone, labels, image, files.error_map)
+    return ErrorMapCase(sitk.GetArrayFromImage(image), bone, spacing_zyx_mm(image), image)
+
+
 def find_lesions(
-    cases: Mapping[str, CaseFiles],
+    cases: Mapping[str, CaseFiles | ErrorMapFiles],
     labels: Sequence[int],
     settings: BmlSettings,
     output: Path,
@@ -128,12 +246,12 @@ def find_lesions(
     the failed cases, and ``cases/`` for later runs. A case that fails or is gone has no mask afterwards.
 
     Args:
-        cases: files of every case.
+        cases: files of every case, all with reconstructions or all with error maps.
         labels: of the bone; none: all but 0.
         settings: see ``bml_morphology``.
         output: folder to write to.
         num_processes: cases at a time; the result does not depend on it.
-        residuals: also write the bright residual D as ``residuals/<case>.nii.gz`` (float32).
+        residuals: also write the residual D as ``residuals/<case>.nii.gz`` (float32).
     """
     for record in (output / RECORDS).glob("*.json"):
         if record.stem not in cases:
@@ -147,7 +265,7 @@ def find_lesions(
     save_table([{"case": case, **record["found"]} for case, record in records.items()], output / TABLE, COLUMNS)
     summary = {
         "version": __version__,
-        "settings": asdict(settings),
+        **_what_counts(cases.values(), settings),
         "labels": list(labels),
         "cases": len(records),
         "cases_without_lesion": sum(not record["found"]["lesions"] for record in records.values()),
@@ -156,6 +274,14 @@ def find_lesions(
     }
     save_json(summary, output / SUMMARY)
     return outcome
+
+
+def _what_counts(files: Iterable[CaseFiles | ErrorMapFiles], settings: BmlSettings) -> dict[str, Any]:
+    """What masks are made of, and the settings that count for it."""
+    if all(isinstance(each, CaseFiles) for each in files):
+        return {"made_of": "reconstructions", "settings": asdict(settings)}
+    counting = {name: value for name, value in asdict(settings).items() if name != "equalisation"}
+    return {"made_of": "error maps", "settings": counting}
 
 
 def out_of_reach(settings: BmlSettings, finest_mm: Iterable[float]) -> dict[str, int]:
@@ -169,22 +295,21 @@ def out_of_reach(settings: BmlSettings, finest_mm: Iterable[float]) -> dict[str,
 
 
 def _find_in_file(
-    files: CaseFiles, labels: tuple[int, ...], settings: BmlSettings, record: Path, residuals: bool
+    files: CaseFiles | ErrorMapFiles, labels: tuple[int, ...], settings: BmlSettings, record: Path, residuals: bool
 ) -> bool:
     """Worker: one case; False when it is finished already."""
     target, residual_target = _targets(record)
     wanted = [target, residual_target] if residuals else [target]
-    source = made_from(
-        [path for path in files if path is not None], {"labels": labels, **asdict(settings), "residuals": residuals}
-    )
+    kept = {"labels": labels, **_what_counts([files], settings), "residuals": residuals}
+    source = made_from([path for path in files if path is not None], kept)
     if all(path.is_file() for path in wanted) and is_up_to_date(record, source):
         return False
     _forget(record)
     case = read_case(files, labels)
     try:
-        mask, residual = bml_morphology(case.image, case.reconstruction, case.bone, case.spacing_mm, settings)
+        mask, residual = case.lesions(settings)
     except InputError as error:
-        raise type(error)(f"{files.reconstruction}: {error}") from None
+        raise type(error)(f"{files.residual_from}: {error}") from None
     geometry = (case.grid.GetSpacing(), case.grid.GetOrigin(), case.grid.GetDirection())
     if residuals:
         save_volume(residual, residual_target, *geometry)
@@ -193,7 +318,7 @@ def _find_in_file(
     return True
 
 
-def _found(case: Case, mask: np.ndarray, settings: BmlSettings) -> dict[str, Any]:
+def _found(case: Case | ErrorMapCase, mask: np.ndarray, settings: BmlSettings) -> dict[str, Any]:
     """Number and volumes of the lesions of a case (2-D: of slices 1 mm thick), and its finest voxel size in a slice."""
     voxel_mm3 = math.prod(case.spacing_mm)
     sizes_mm3 = label_components(mask).sizes_voxels * voxel_mm3

@@ -20,7 +20,6 @@ from nnunet_anomaly.geometry import open_mm
 from nnunet_anomaly.label_maps import check_same_grid, read_label_map
 from nnunet_anomaly.postprocessing.bml_morphology import (
     above_otsu,
-    bright_residual,
     closed_in_bone,
     element_spacing_mm,
     in_plane_mm,
@@ -28,7 +27,7 @@ from nnunet_anomaly.postprocessing.bml_morphology import (
 )
 from nnunet_anomaly.postprocessing.residual_filters import are_small
 from nnunet_anomaly.settings import AnomalySettings, BmlSettings
-from nnunet_anomaly.workflow.bml_lesions import RECORDS, Case, CaseFiles, read_case
+from nnunet_anomaly.workflow.bml_lesions import RECORDS, Case, CaseFiles, ErrorMapCase, ErrorMapFiles, read_case
 
 # multiples of a pixel; smallest volumes are those of discs of so many pixels' radius, one slice thick
 OPENING_PIXELS, CLOSING_PIXELS, MINIMUM_RADIUS_PIXELS = (0, 1, 2, 3), (0, 1, 2, 4), (0, 2, 4, 8)
@@ -38,33 +37,42 @@ OPENING_PIXELS, CLOSING_PIXELS, MINIMUM_RADIUS_PIXELS = (0, 1, 2, 3), (0, 1, 2, 
 class Grid:
     """Values to try, each with all others; where scopes and equalisations tie, the first one is taken.
 
+    ``equalisation`` is ``None`` for error maps, which are not equalised: no combination has it then.
+
     Raises:
         SettingsError: a value that ``BmlSettings`` does not take, none at all, or one twice.
     """
 
-    equalisation: tuple[str, ...]
+    equalisation: tuple[str, ...] | None
     otsu: tuple[str, ...]
     opening_mm: tuple[float, ...]
     closing_mm: tuple[float, ...]
     minimum_mm3: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for name, values in asdict(self).items():
+        for name, values in self.tried().items():
             if not values or len(set(values)) < len(values):
                 raise SettingsError(f"bml.{name}: {list(values)} must be at least one value, and none of them twice.")
             for value in values:
                 AnomalySettings.from_dict({f"bml.{name}": value})
 
+    def tried(self) -> dict[str, tuple[Any, ...]]:
+        """Values by names of settings."""
+        return {name: values for name, values in asdict(self).items() if values is not None}
+
     def combinations(self) -> list[dict[str, Any]]:
         """Every combination, by names of settings; the last name changes fastest."""
-        return [dict(zip(asdict(self), values, strict=True)) for values in itertools.product(*asdict(self).values())]
+        tried = self.tried()
+        return [dict(zip(tried, values, strict=True)) for values in itertools.product(*tried.values())]
 
     def largest_mm(self) -> float:
         """Largest radius."""
         return max(*self.opening_mm, *self.closing_mm)
 
 
-def derived_radii(cases: Mapping[str, CaseFiles], settings: BmlSettings) -> dict[str, tuple[float, ...]]:
+def derived_radii(
+    cases: Mapping[str, CaseFiles | ErrorMapFiles], settings: BmlSettings
+) -> dict[str, tuple[float, ...]]:
     """Radii and smallest volumes to try, from the median voxel size of the cases that can be read.
 
     A pixel is the coarser voxel size in a slice, so that every radius but 0 reaches all neighbours.
@@ -73,7 +81,7 @@ def derived_radii(cases: Mapping[str, CaseFiles], settings: BmlSettings) -> dict
         ``opening_mm``, ``closing_mm`` and ``minimum_mm3``, rounded up to three digits after the point.
 
     Raises:
-        InputError: no image can be read.
+        InputError: no image, or error map, can be read.
     """
     pixels_mm, thicknesses_mm = [], []
     for spacing_mm in _spacings_mm(cases):
@@ -81,7 +89,7 @@ def derived_radii(cases: Mapping[str, CaseFiles], settings: BmlSettings) -> dict
         pixels_mm.append(max(in_plane_mm(spacing_mm, axis)))
         thicknesses_mm.append(1.0 if axis is None else spacing_mm[axis])
     if not pixels_mm:
-        raise InputError("None of the images can be read.")
+        raise InputError("None of the images or error maps can be read.")
     pixel_mm, thickness_mm = median(pixels_mm), median(thicknesses_mm)
     disc_mm3 = math.pi * pixel_mm**2 * thickness_mm
     return {
@@ -91,14 +99,15 @@ def derived_radii(cases: Mapping[str, CaseFiles], settings: BmlSettings) -> dict
     }
 
 
-def _spacings_mm(cases: Mapping[str, CaseFiles]) -> Iterator[tuple[float, ...]]:
-    """Voxel sizes (z, y, x) from the headers of the images that have one."""
+def _spacings_mm(cases: Mapping[str, CaseFiles | ErrorMapFiles]) -> Iterator[tuple[float, ...]]:
+    """Voxel sizes (z, y, x) from the headers of the images, or error maps, that have one."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
     for files in cases.values():
-        if files.image is not None:
-            reader.SetFileName(str(files.image))
+        path = files.error_map if isinstance(files, ErrorMapFiles) else files.image
+        if path is not None:
+            reader.SetFileName(str(path))
             try:
                 reader.ReadImageInformation()
             except RuntimeError:
@@ -130,7 +139,7 @@ def refuse_without_lesion(references: Mapping[str, Path]) -> None:
 
 
 def count_cases(
-    cases: Mapping[str, CaseFiles],
+    cases: Mapping[str, CaseFiles | ErrorMapFiles],
     references: Mapping[str, Path],
     labels: Sequence[int],
     base: BmlSettings,
@@ -145,7 +154,7 @@ def count_cases(
         references: reference mask of every case, not 0 is lesion.
         labels: of the bone; none: all but 0.
         base: what the grid does not change: element and slice axis.
-        grid: what is tried.
+        grid: what is tried; with an equalisation of ``None`` for error maps, and for nothing else.
         output: folder; ``cases/<case>.json`` are written there.
         num_processes: cases at a time.
 
@@ -164,7 +173,12 @@ def count_cases(
 
 
 def _count_file(
-    files: CaseFiles, reference_path: Path, labels: tuple[int, ...], base: BmlSettings, grid: Grid, record: Path
+    files: CaseFiles | ErrorMapFiles,
+    reference_path: Path,
+    labels: tuple[int, ...],
+    base: BmlSettings,
+    grid: Grid,
+    record: Path,
 ) -> bool:
     """Worker: one case; False when it is finished already."""
     kept = {"labels": labels, "element": base.element, "slice_axis": base.slice_axis, "grid": asdict(grid)}
@@ -174,11 +188,11 @@ def _count_file(
     record.unlink(missing_ok=True)
     case = read_case(files, labels)
     lesion, lesion_grid = read_label_map(reference_path)
-    check_same_grid(case.grid, files.reconstruction, lesion_grid, reference_path)
+    check_same_grid(case.grid, files.residual_from, lesion_grid, reference_path)
     try:
         found = count_overlaps(case, lesion != 0, base, grid)
     except InputError as error:
-        raise type(error)(f"{files.reconstruction}: {error}") from None
+        raise type(error)(f"{files.residual_from}: {error}") from None
     figures = {
         "reference_voxels": int(np.count_nonzero(lesion)),
         "outside_bone_voxels": int(np.count_nonzero((lesion != 0) & ~case.bone)),
@@ -190,7 +204,9 @@ def _count_file(
     return True
 
 
-def count_overlaps(case: Case, lesion: np.ndarray, base: BmlSettings, grid: Grid) -> list[tuple[int, int]]:
+def count_overlaps(
+    case: Case | ErrorMapCase, lesion: np.ndarray, base: BmlSettings, grid: Grid
+) -> list[tuple[int, int]]:
     """Voxels found, and those of them in the lesion, by every combination; what combinations share is done once.
 
     Args:
@@ -200,13 +216,13 @@ def count_overlaps(case: Case, lesion: np.ndarray, base: BmlSettings, grid: Grid
         grid: what is tried.
 
     Returns:
-        Two numbers a combination, in the order of ``grid.combinations()``: those of the masks of ``bml_morphology``.
+        Two numbers a combination, in the order of ``grid.combinations()``: those of the masks of ``case.lesions``.
     """
     axis = slice_axis(case.spacing_mm, base.slice_axis)
     element_mm = element_spacing_mm(case.spacing_mm, axis, base.element, grid.largest_mm())
     counts = []
-    for equalisation in grid.equalisation:
-        residual = bright_residual(case.image, case.reconstruction, case.bone, equalisation, axis)  # type: ignore[arg-type]
+    for equalisation in grid.equalisation or ("none",):
+        residual = case.residual(equalisation, axis)  # type: ignore[arg-type]
         for otsu in grid.otsu:
             raw = above_otsu(residual, case.bone, otsu, axis)  # type: ignore[arg-type]
             for opening_mm in grid.opening_mm:
@@ -280,14 +296,14 @@ def best_row(rows: Sequence[Mapping[str, Any]], grid: Grid, criterion: str) -> i
     """
     if not any(row[criterion] for row in rows):
         raise InputError(
-            "No combination hits a lesion in any case. Are these the reconstructions and the reference masks of these "
-            "images, and are the lesions brighter than the bone around them?"
+            "No combination hits a lesion in any case. Are these the reconstructions (or error maps) and the reference "
+            "masks of these cases, and are the lesions brighter than the bone around them (or in the error maps)?"
         )
 
     def preference(index: int) -> tuple[Any, ...]:
         row = rows[index]
         smallest = (row["opening_mm"], row["closing_mm"], row["minimum_mm3"])
-        order = (grid.otsu.index(row["otsu"]), grid.equalisation.index(row["equalisation"]))
+        order = [grid.tried()[name].index(row[name]) for name in ("otsu", "equalisation") if name in row]
         return (-row[criterion], *smallest, *order)
 
     return min(range(len(rows)), key=preference)

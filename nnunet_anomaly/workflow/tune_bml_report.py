@@ -86,13 +86,13 @@ def save_search(
     """Write ``search.csv``, ``cases.csv``, ``search.json``, ``settings.json`` and ``report.md``; return warnings."""
     chosen, warnings = chosen_settings(base, rows[best]), warnings_of(rows[best], grid, records)
     cases = case_rows(records, best)
-    save_table(rows, output / TABLE, list(COLUMNS))
+    save_table(rows, output / TABLE, list(_columns_of(rows)))
     save_table(cases, output / CASES)
     summary = {
         "version": __version__,
         "criterion": criterion,
         "best": dict(rows[best]),
-        "grid": asdict(grid),
+        "grid": grid.tried(),
         "cases": len(cases),
         "cases_with_lesion": sum(row["dice"] is not None for row in cases),
         "warnings": warnings,
@@ -103,8 +103,13 @@ def save_search(
     return warnings
 
 
+def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Those of the search's table: without equalisation where error maps were searched."""
+    return {name: title for name, title in COLUMNS.items() if name in rows[0]}
+
+
 def chosen_settings(base: BmlSettings, row: Mapping[str, Any]) -> BmlSettings:
-    """The settings of a row of the search, with the element and slice axis that it was made with."""
+    """The settings of a row of the search, and all else as it was: element, slice axis, for error maps equalisation."""
     values = {f"bml.{name}": value for name, value in {**asdict(base), **row}.items() if name in asdict(base)}
     return AnomalySettings.from_dict(values).bml
 
@@ -129,7 +134,10 @@ def _write_page(
         f"{len(rows)} combinations on {summary['cases']} cases, {summary['cases_with_lesion']} of them with a lesion. "
         f"Criterion: {CRITERIA[criterion]}. These cases chose the settings: on others figures will be lower."
     )
-    page.table([{"setting": f"`bml.{name}`", "value": str(value)} for name, value in asdict(chosen).items()])
+    shown = {name: value for name, value in asdict(chosen).items() if name != "equalisation" or name in rows[0]}
+    page.table([{"setting": f"`bml.{name}`", "value": str(value)} for name, value in shown.items()])
+    if len(shown) < len(asdict(chosen)):
+        page.text("Searched on error maps, which are not equalised: `bml.equalisation` stays as it was.")
     for warning in summary["warnings"]:
         page.text(f"**Note.** {warning}")
     page.section("What a setting is worth")
@@ -137,7 +145,7 @@ def _write_page(
     page.table(_worth(rows, summary["grid"], criterion), formats={"best": ".4f"})
     page.section(f"The best {min(SHOWN, len(rows))} of {len(rows)}")
     page.text(f"All of them: [{TABLE}]({TABLE}).")
-    page.table(sorted(rows, key=lambda row: -row[criterion])[:SHOWN], COLUMNS, FORMATS)
+    page.table(sorted(rows, key=lambda row: -row[criterion])[:SHOWN], _columns_of(rows), FORMATS)
     page.section("Cases, with the chosen settings")
     page.table(
         cases,

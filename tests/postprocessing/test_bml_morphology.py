@@ -1,4 +1,4 @@
-"""The steps of ``bml_morphology`` against scipy, scikit-image and trying everything, and its edge cases."""
+"""The steps of ``bml_morphology`` against scipy, scikit-image and trying everything, and its edge cases; error maps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from nnunet_anomaly.postprocessing.bml_morphology import (
     bml_morphology,
     bright_residual,
     element_spacing_mm,
+    error_map_morphology,
+    error_residual,
     otsu_threshold,
     reaches_nothing,
+    residual_morphology,
     slice_axis,
     to_scale_of,
 )
@@ -298,6 +301,83 @@ def test_a_dark_lesion_is_none():
     for equalisation in ("slice", "volume", "none"):
         swapped = bml_morphology(clean, image, bone, SPACING_MM, replace(PLAIN, equalisation=equalisation))
         assert not (swapped[0] & with_lesion()[3]).any()
+
+
+# --- error maps ------------------------------------------------------------------------------------------------------
+
+
+@each_scope
+@pytest.mark.parametrize("element", ["disc", "ball"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.float32, np.float64])
+def test_an_error_map_in_the_bone_is_the_residual(otsu, element, dtype):
+    image, reconstruction, bone = knee(3)
+    difference = np.abs(image - reconstruction).astype(dtype)
+    difference[~bone] = 90  # counts nowhere
+    given = difference.copy()
+    for equalisation in ("slice", "none"):  # of no meaning here
+        chosen = BmlSettings(equalisation, otsu, element, 0.5, 1.0, 2.0)
+        mask, residual = error_map_morphology(difference, bone, SPACING_MM, chosen)
+        assert residual.dtype == np.float32
+        np.testing.assert_array_equal(residual, np.where(bone, np.abs(image - reconstruction), 0))
+        expected = above_otsu(residual, bone, otsu, 0)
+        expected = open_mm(expected, 0.5, element_spacing_mm(SPACING_MM, 0, element, 1.0))
+        expected = close_mm(expected, 1.0, element_spacing_mm(SPACING_MM, 0, element, 1.0)) & bone
+        found, count = ndimage.label(expected, np.ones((3, 3, 3)))
+        sizes = np.bincount(found.ravel(), minlength=count + 1)
+        np.testing.assert_array_equal(mask, expected & (sizes[found] * 0.75 >= 2))
+        assert mask.any()
+    np.testing.assert_array_equal(difference, given)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["slice", "volume"]), st.sampled_from([1, 2]))
+def test_the_error_map_of_bright_differences_gives_the_mask_of_the_reconstruction(seed, otsu, axis):
+    image, reconstruction, bone = knee(seed)
+    chosen = BmlSettings("none", otsu, "disc", 0.5, 1.0, 2.0, axis)
+    mask, residual = bml_morphology(image, reconstruction, bone, SPACING_MM, chosen)
+    bright = np.maximum(image - reconstruction, 0)
+    for one, other in zip((mask, residual), error_map_morphology(bright, bone, SPACING_MM, chosen), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(residual_morphology(residual, bone, SPACING_MM, chosen), mask)
+
+
+def test_squared_differences_show_dark_lesions_too():
+    image, clean, bone, lesion = with_lesion()
+    for bright, dark in ((image, clean), (clean, image)):
+        mask, _ = error_map_morphology((bright - dark) ** 2, bone, SPACING_MM, PLAIN)
+        np.testing.assert_array_equal(mask, lesion)
+        bright_alone, _ = bml_morphology(bright, dark, bone, SPACING_MM, replace(PLAIN, equalisation="none"))
+        np.testing.assert_array_equal(bright_alone, lesion & (bright > dark))
+
+
+def test_edges_of_error_maps():
+    error, bone = np.ones((4, 6, 7)), np.ones((4, 6, 7), bool)
+    assert not error_map_morphology(error, bone, SPACING_MM, PLAIN)[0].any()  # one value: no threshold
+    assert not error_map_morphology(error, ~bone, SPACING_MM, PLAIN)[0].any()
+    assert error_map_morphology(error[:0], bone[:0], SPACING_MM, PLAIN)[0].shape == (0, 6, 7)
+    assert error_map_morphology(error[0], bone[0], (1, 1), PLAIN)[1].shape == (6, 7)
+    assert (error_residual(error * -0.0, bone) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(np.nan, "NaN, infinite"), (np.inf, "NaN, infinite"), (1e39, "NaN, infinite"), (-0.25, "down to -0.25")],
+)
+def test_what_is_no_error_map_is_refused_outside_the_bone_too(value, message):
+    error, bone = np.ones((4, 6, 7)), np.zeros((4, 6, 7), bool)
+    bone[1] = True
+    error[0, 0, 0] = value
+    with pytest.raises(InputError, match=message):
+        error_map_morphology(error, bone, SPACING_MM, PLAIN)
+    with pytest.raises(InputError, match="no numbers"):
+        error_residual(np.full(bone.shape, "a"), bone)
+    for wrong in (bone[1:], bone[0]):
+        with pytest.raises(GeometryError, match="same grid"):
+            error_residual(np.ones(bone.shape), wrong)
+    with pytest.raises(GeometryError, match="same grid"):
+        error_residual(np.ones(5), np.ones(5, bool))
+    with pytest.raises(GeometryError, match="spacing_mm"):
+        error_map_morphology(np.ones(bone.shape), bone, (1, 1), PLAIN)
 
 
 # --- what is defined at the edges ------------------------------------------------------------------------------------

@@ -81,6 +81,20 @@ def test_it_trains_validates_and_maps_new_images(new_distillation, planned, weig
     planned.run(*command, *new_images, **results)
     again, _ = read(tmp_path / "maps" / "new_0001.nii.gz")
     np.testing.assert_allclose(again, error, rtol=1e-3, atol=1e-3)  # of the same case, by the same fold
+
+    bones, labels = tmp_path / "bones", planned.root / "nnUNet_raw" / "Dataset101_Tiny" / "labelsTr"
+    shutil.copytree(labels, bones)
+    shutil.copy(labels / "case_03.nii.gz", bones / "new.nii.gz")
+    for case, *maps in (
+        ("case_03", folder / "validation" / "error_maps"),
+        ("new", tmp_path / "maps", "--channel", "1"),
+    ):
+        output = tmp_path / f"lesions_{case}"
+        lesions = ["nnunet-anomaly", "lesions", "-e", *map(str, maps), "-b", str(bones), "-o", str(output), "-np", "1"]
+        planned.run(*lesions, "--save-residuals")
+        bone = read(bones / f"{case}.nii.gz")[0] > 0
+        np.testing.assert_allclose(read(output / "residuals" / f"{case}.nii.gz")[0], error * bone, rtol=1e-3, atol=1e-3)
+
     plans = folder.parent / "plans.json"
     plans.write_text(plans.read_text(encoding="utf-8").replace('"map": "gradient"', '"map": "distance"'))
     refused = planned.run(*command, *new_images, expect=2, **results)  # maps of two kinds in one folder
