@@ -115,16 +115,12 @@ class Job:
 
     def _region_settings(self) -> dict[str, Any] | None:
         """Settings of the region, with the margin that this model's trainer erases."""
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
         plans = load_json(self.model / "plans.json")
         region = plans.get(BLOCK, {}).get("roi")
-        margin_mm = getattr(
-            recursive_find_trainer_class_by_name(self.model.name.split("__")[0]), "erased_margin_mm", None
-        )
-        if region is None or margin_mm is None:
-            return region
-        return region | {"dilation_mm": margin_mm(AnomalySettings.from_plans(plans))}
+        if region is None:
+            return None
+        trainer = recursive_find_trainer_class_by_name(self.model.name.split("__")[0])
+        return region | {"dilation_mm": trainer.erased_margin_mm(AnomalySettings.from_plans(plans))}
 
     def all_folds(self) -> list[int]:
         """The folds asked for, else all that have the checkpoint."""

@@ -26,7 +26,8 @@ def test_as_by_scikit_learn(seed):
     reference, prediction, bone = masks(seed)
     found = confusion(reference, prediction.astype(np.uint8) * 3, bone)
     truth, called = reference[bone], prediction[bone]
-    (rest, alarm), (miss, hit) = metrics.confusion_matrix(truth, called, labels=[False, True])
+    table = metrics.confusion_matrix(truth, called, labels=[False, True]) if truth.size else np.zeros((2, 2), int)
+    (rest, alarm), (miss, hit) = table
     assert found == Confusion(hit, alarm, miss, rest)
     assert found.lesion_voxels == truth.sum()
     figures = found.figures()
