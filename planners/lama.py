@@ -7,13 +7,12 @@ import re
 from typing import Any
 
 import numpy as np
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_anomaly.dataset_roles import error_channels
 from nnunet_anomaly.planners.anomaly import INPAINTING_SUFFIX, nnUNetPlannerAnomaly
+from nnunet_anomaly.planners.size_variants import size_variants
 from nnunet_anomaly.settings import AnomalySettings, LaMaSettings
 
-_VARIANT = re.compile(r"nnUNetPlannerLaMa_([1-9]\d*)pixels")
 LARGEST_BATCH = 32
 
 
@@ -104,21 +103,9 @@ def slice_memory_gb(patch: list[int], lama: LaMaSettings) -> float:
     return 4 * 4e-9 * (2 * outer + inner)
 
 
-def __getattr__(name: str) -> type[ExperimentPlanner]:
-    """Planners for another resolution, by their name."""
-    match = _VARIANT.fullmatch(name)
-    if match is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    pixels, plans_name = int(match[1]), name.replace("nnUNetPlannerLaMa", "nnUNetLaMaPlans")
+def _attributes(size: str) -> dict[str, int] | None:
+    match = re.fullmatch(r"([1-9]\d*)pixels", size)
+    return {"in_plane_pixels": int(match[1])} if match else None
 
-    class Variant(nnUNetPlannerLaMa):
-        in_plane_pixels = pixels
 
-        def __init__(self, *args: Any, plans_name: str = plans_name, **kwargs: Any):
-            super().__init__(*args, plans_name=plans_name, **kwargs)
-
-    Variant.__name__ = Variant.__qualname__ = name
-    Variant.__module__ = __name__
-    Variant.__doc__ = f"``nnUNetPlannerLaMa`` with {pixels} pixels along the longer axis of a slice."
-    globals()[name] = Variant
-    return Variant
+__getattr__ = size_variants(nnUNetPlannerLaMa, _attributes)

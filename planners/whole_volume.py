@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.planes import orientation_of
 from nnunet_anomaly.planners.anomaly import WHOLE_SUFFIX, nnUNetPlannerAnomaly
 from nnunet_anomaly.planners.normalization import ZScoreClipped01Normalization
+from nnunet_anomaly.planners.size_variants import size_variants
 from nnunet_anomaly.settings import AnomalySettings
 
 SMALLEST_BATCH, BATCH_BY_MEMORY = 2, 8
 STEP = 16  # of sizes
 LARGEST = 512  # voxels along an axis: no head scan has more, and no GPU holds as much in training
-_VARIANT = re.compile(r"nnUNetPlannerWholeVolume_(?:([1-9]\d*)voxels|byMemory)")
 
 
 def stages_of(size: int) -> int:
@@ -210,22 +209,10 @@ def _orientation_of(path: Path) -> str:
     return orientation_of(reader.GetDirection())
 
 
-def __getattr__(name: str) -> type[ExperimentPlanner]:
-    """Planners for another size, by their name."""
-    match = _VARIANT.fullmatch(name)
-    size = int(match[1]) if match and match[1] else None
-    if match is None or (size or 0) % STEP:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    plans_name = name.replace("nnUNetPlannerWholeVolume", "nnUNetWholeVolumePlans")
+def _attributes(size: str) -> dict[str, int | None] | None:
+    match = re.fullmatch(r"(?:([1-9]\d*)voxels|byMemory)", size)
+    voxels = int(match[1]) if match and match[1] else None
+    return None if match is None or (voxels or 0) % STEP else {"voxels": voxels}
 
-    class Variant(nnUNetPlannerWholeVolume):
-        voxels = size
 
-        def __init__(self, *args: Any, plans_name: str = plans_name, **kwargs: Any):
-            super().__init__(*args, plans_name=plans_name, **kwargs)
-
-    Variant.__name__ = Variant.__qualname__ = name
-    Variant.__module__ = __name__
-    Variant.__doc__ = f"``nnUNetPlannerWholeVolume`` with another size: {name.partition('_')[2]}."
-    globals()[name] = Variant
-    return Variant
+__getattr__ = size_variants(nnUNetPlannerWholeVolume, _attributes)

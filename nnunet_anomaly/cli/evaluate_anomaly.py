@@ -45,25 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_filter_arguments(parser)
     _add_picture_arguments(parser)
-    parser.add_argument(
-        "--slice-plane",
-        choices=("axial", "coronal", "sagittal"),
-        default="axial",
-        help="slices of the slice-wise figures and of pictures (default: axial)",
-    )
-    parser.add_argument(
-        "--hit-overlap",
-        type=float,
-        default=0.0,
-        help="share of a lesion's voxels that must be found for it to count as hit (default: 0, any voxel)",
-    )
-    parser.add_argument(
-        "--component-overlap",
-        type=float,
-        default=0.1,
-        help="share of a found component's own voxels that must lie in lesions for it to hit any; else it is a false "
-        "positive (default: 0.1; 0: any voxel)",
-    )
+    add_detection_arguments(parser, slice_plane="axial")
     parser.add_argument(
         "--lesion-size-edges-mm3", type=float, nargs="+", help="groups of lesions by volume (default: thirds)"
     )
@@ -81,6 +63,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: 2.0)",
     )
     parser.add_argument("-np", type=int, default=3, help="number of processes (default: 3)")
+
+
+def add_detection_arguments(parser: argparse.ArgumentParser, slice_plane: str) -> None:
+    """Add what says where slices lie and when a lesion is hit, which ``evaluate-lesions`` has too."""
+    parser.add_argument(
+        "--slice-plane",
+        choices=("axial", "coronal", "sagittal"),
+        default=slice_plane,
+        help=f"slices of the slice-wise figures and of pictures (default: {slice_plane})",
+    )
+    parser.add_argument(
+        "--hit-overlap",
+        type=float,
+        default=0.0,
+        help="share of a lesion's voxels that must be found for it to count as hit (default: 0, any voxel)",
+    )
+    parser.add_argument(
+        "--component-overlap",
+        type=float,
+        default=0.1,
+        help="share of a found component's own voxels that must lie in lesions for it to hit any; else it is a false "
+        "positive (default: 0.1; 0: any voxel)",
+    )
 
 
 def _add_threshold_arguments(parser: argparse.ArgumentParser) -> None:

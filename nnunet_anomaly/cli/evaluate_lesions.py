@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_anomaly.cli.evaluate_anomaly import add_detection_arguments
+
 EXAMPLE = (
     "nnunet-anomaly evaluate-lesions -ref lesion_masks -pred lama_448 -pred lama_128 -b bone_masks -o evaluation -np 4"
 )
@@ -27,25 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bone-labels", type=int, nargs="+", default=[], help="labels of -b to look in (default: all)")
     parser.add_argument("-o", type=Path, required=True, help="folder for tables (JSON and CSV), pictures and report.md")
     parser.add_argument("--names", nargs="+", help="names of the methods; default: names of the folders")
-    parser.add_argument(
-        "--slice-plane",
-        choices=("axial", "coronal", "sagittal"),
-        default="sagittal",
-        help="plane of the slices (default: sagittal)",
-    )
-    parser.add_argument(
-        "--hit-overlap",
-        type=float,
-        default=0.0,
-        help="share of a lesion's voxels that must be found for it to count as hit (default: 0, any voxel)",
-    )
-    parser.add_argument(
-        "--component-overlap",
-        type=float,
-        default=0.1,
-        help="share of a found component's own voxels that must lie in lesions for it to hit any; else it is a false "
-        "positive (default: 0.1; 0: any voxel)",
-    )
+    add_detection_arguments(parser, slice_plane="sagittal")
     parser.add_argument("-np", type=int, default=3, help="number of processes (default: 3)")
 
 
