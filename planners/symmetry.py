@@ -136,7 +136,7 @@ def _is_confirmed(pair: tuple[int, int], counts: Counter[str], names: Mapping[in
             f"By name, {what} are left and right, but label maps do not confirm it: of {number} that hold both, the "
             f"left one lies on the patient's left in {counts[LEFT]}, on the right in {counts[RIGHT]}, and in "
             f"{counts[NEITHER]} they are not apart from left to right. symmetry.pairs leaves them out; if they are a "
-            f"pair: nnunet-anomaly plan --set symmetry.pairs=[[{pair[0]},{pair[1]}]].",
+            f"pair: nnunet-anomaly plan ... --set symmetry.pairs=[[{pair[0]},{pair[1]}]], before anything is trained.",
             stacklevel=3,
         )
         return False

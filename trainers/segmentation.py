@@ -16,7 +16,7 @@ from nnunet_anomaly.augmentation.twin_mirroring import know_left_from_right
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.files import load_json, nnunet_folder
 from nnunet_anomaly.seeding import seed_everything
-from nnunet_anomaly.settings import BLOCK, AnomalySettings
+from nnunet_anomaly.settings import BLOCK, AnomalySettings, SymmetrySettings
 from nnunet_anomaly.transfer import differences_in_preprocessing, transfer_weights
 from nnunet_anomaly.twins import NO_TWIN, check_pairs, side_axis_of_patch, twin_channels
 
@@ -123,30 +123,42 @@ class SegmentationTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """As nnU-Net; before anything else take the weights that the plans name, unless ``--c`` brought its own."""
-        self.check_other_checkpoints()
+        self.check_other_folds()
         if self.settings.transfer.checkpoint and self.current_epoch == 0:
             results = nnunet_folder("nnUNet_results")
             self.take_weights_from(results / Path(self.settings.transfer.checkpoint).expanduser())
         super().on_train_start()
 
-    def check_other_checkpoints(self) -> None:
+    def check_other_folds(self) -> None:
         """Checkpoints tell nnU-Net's predictor which axes to mirror, and all folds of a folder share its plans.
 
         Raises:
-            SettingsError: the folder has checkpoints by ``plain`` plans, which mirror the axis from left to right, and
-                these plans would have the network look at the mirror image too: the sides would be averaged.
+            SettingsError: in training another fold of this folder, nnU-Net was left to mirror the axis from left to
+                right (no pairs, or ``plain``), and by these plans it is not, or the other way round: the sides would be
+                averaged, or not be mirrored as they were learnt.
         """
-        folder = Path(self.output_folder_base)
-        if self.side_axis is None or self.settings.symmetry.test_time_mirroring == "plain":
+        folder, own = Path(self.output_folder_base), Path(self.output_folder)
+        others = sorted(path.name for path in folder.glob("fold_*") if path != own)
+        if not others or not (folder / "plans.json").is_file():
             return
-        if not (folder / "plans.json").is_file() or not any(folder.glob("fold_*/checkpoint_*.pth")):
+        before = AnomalySettings.from_plans(load_json(folder / "plans.json")).symmetry
+        if self.leaves_sides_to_nnunet(before) == self.leaves_sides_to_nnunet(self.settings.symmetry):
             return
-        if AnomalySettings.from_plans(load_json(folder / "plans.json")).symmetry.test_time_mirroring == "plain":
-            raise SettingsError(
-                f"{folder} has checkpoints of a training with symmetry.test_time_mirroring=plain, which do not go "
-                "together with these plans: nnU-Net mirrors left and right for them as if they were one. Save these "
-                "plans under another name (nnunet-anomaly plan ... --save-as NAME), or remove that folder."
-            )
+        differing = ", ".join(
+            f"symmetry.{name} was {getattr(before, name)} and is {getattr(self.settings.symmetry, name)}"
+            for name in ("pairs", "side_axis", "test_time_mirroring")
+            if getattr(before, name) != getattr(self.settings.symmetry, name)
+        )
+        raise SettingsError(
+            f"{folder} has {', '.join(others)} by other plans, which do not go together with these: left and right "
+            f"are mirrored in another way ({differing}). Save these plans under another name (nnunet-anomaly plan ... "
+            "--save-as NAME), or remove that folder."
+        )
+
+    def leaves_sides_to_nnunet(self, symmetry: SymmetrySettings) -> bool:
+        """Whether nnU-Net's predictor mirrors the axis from left to right, as any other."""
+        side_axis = side_axis_of_patch(symmetry, len(self.configuration_manager.patch_size))
+        return side_axis is None or symmetry.test_time_mirroring == "plain"
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """As nnU-Net; which axes the predictor mirrors is by these plans, if they were changed since."""

@@ -1,6 +1,7 @@
 """Mirroring of segmentation trainers: as nnU-Net's without pairs, else so that left and right are told apart."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -221,24 +222,39 @@ def test_swap_after_plain_is_refused(new_trainer, files, mirroring, regions):
         network_after(trainer, "swap")
 
 
-def test_checkpoints_of_plain_plans_and_swap_do_not_meet(new_trainer, files):
-    """nnU-Net's predictor would mirror left and right together, and the hook exchange them: both sides the same."""
-    plain = {**PAIR, "symmetry__test_time_mirroring": "plain"}
-    trainer = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=copy.deepcopy(files[0]), **plain)
-    trainer.initialize()
+def start(new_trainer, files, fold, **symmetry):
+    trainer = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", fold=fold, plans=copy.deepcopy(files[0]), **symmetry)
     trainer.on_train_start()
+    return trainer
+
+
+LEFT_TO_NNUNET = {**PAIR, "symmetry__test_time_mirroring": "plain"}
+
+
+def test_a_checkpoint_of_plain_plans_is_validated_without_its_axis(new_trainer, files):
+    """nnU-Net's predictor would mirror left and right together, and the hook exchange them: both sides the same."""
+    trainer = start(new_trainer, files, 0, **LEFT_TO_NNUNET)
     path = Path(trainer.output_folder) / "checkpoint_best.pth"
     trainer.save_checkpoint(str(path))
     assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
-
     changed = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", plans=copy.deepcopy(files[0]), **PAIR)
     changed.load_checkpoint(str(path))  # --val
     assert changed.inference_allowed_mirroring_axes == (0, 1)
-    other_fold = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", fold=1, plans=copy.deepcopy(files[0]), **PAIR)
-    with pytest.raises(SettingsError, match=r"test_time_mirroring=plain.*--save-as"):
-        other_fold.on_train_start()
-    again = new_trainer(nnUNetTrainerLeftRight, "3d_fullres", fold=1, plans=copy.deepcopy(files[0]), **plain)
-    again.on_train_start()
+
+
+@pytest.mark.parametrize("left_to_nnunet", [LEFT_TO_NNUNET, {}], ids=["plain", "no pairs"])
+@pytest.mark.parametrize("known", [PAIR, {**PAIR, "symmetry__test_time_mirroring": "off"}], ids=["swap", "off"])
+def test_folds_that_mirror_sides_differently_do_not_share_a_folder(new_trainer, files, left_to_nnunet, known):
+    """Both ways round, and also while the other fold is in its first epoch, without a checkpoint."""
+    for first, second in ((left_to_nnunet, known), (known, left_to_nnunet)):
+        trainer = start(new_trainer, files, 0, **first)
+        with pytest.raises(SettingsError, match=r"has fold_0 by other plans.*symmetry\.(pairs|test_time).*--save-as"):
+            start(new_trainer, files, 1, **second)
+        start(new_trainer, files, 1, **first)
+        shutil.rmtree(trainer.output_folder_base)
+        start(new_trainer, files, 0, **second)
+        start(new_trainer, files, 0, **first)  # the same fold once more
+        shutil.rmtree(trainer.output_folder_base)
 
 
 def test_regions_without_a_twin_are_refused_and_the_option_is_named(new_trainer, files):
