@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,52 @@ from nnunet_anomaly.errors import InputError
 COLUMNS = ("case", "slice")
 
 
-def learnable_slices(labels: np.ndarray, roi_labels: Sequence[int], lesion_labels: Sequence[int] = ()) -> list[int]:
-    """Slices, along the first axis, that hold some of the region and none of a lesion.
+def slices_with(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Whether each slice, along the first axis, holds any of some labels: bool (z,)."""
+    return np.isin(labels, list(wanted)).any(axis=tuple(range(1, labels.ndim)))
+
+
+def learnable_slices(
+    labels: np.ndarray,
+    stored_labels: np.ndarray,
+    properties: Mapping[str, Any],
+    roi_labels: Sequence[int],
+    lesion_labels: Sequence[int] = (),
+    listed: Collection[int] | None = None,
+) -> list[int]:
+    """Preprocessed slices that hold some of the region, and are made of slices without lesion (and listed) alone.
+
+    A lesion is looked for in the label map as it is stored: one of a pixel or two vanishes where slices become smaller.
 
     Args:
-        labels: label map (z, y, x), integers.
+        labels: preprocessed label map (z, y, x), integers.
+        stored_labels: the same before cropping and resampling, with nnU-Net's order of axes.
+        properties: nnU-Net's, of this case.
         roi_labels: labels of the region of interest.
         lesion_labels: labels of lesions; they may be among ``roi_labels`` too.
+        listed: numbers of stored slices; None: all.
 
     Returns:
-        Indices in ascending order; empty where no slice is fit.
+        Indices into ``labels`` in ascending order; empty where no slice is fit.
     """
-    planes = tuple(range(1, labels.ndim))
-    healthy_region = np.isin(labels, sorted(set(roi_labels) - set(lesion_labels))).any(axis=planes)
-    lesion = np.isin(labels, list(lesion_labels)).any(axis=planes)
-    return [int(index) for index in np.flatnonzero(healthy_region & ~lesion)]
+    allowed = ~slices_with(stored_labels, lesion_labels)
+    if listed is not None:
+        allowed &= np.isin(np.arange(len(allowed)), list(listed))
+    region = slices_with(labels, sorted(set(roi_labels) - set(lesion_labels)))
+    numbers = (int(number) for number in np.flatnonzero(region))
+    return [number for number in numbers if allowed[stored_slices(number, len(labels), properties)].all()]
+
+
+def stored_slices(number: int, count: int, properties: Mapping[str, Any]) -> slice:
+    """Stored slices of which a preprocessed one, of ``count``, is made: those that it covers or lies between.
+
+    nnU-Net crops to what is not zero, then resamples. Without resampling it is one slice.
+    """
+    first, last = properties["bbox_used_for_cropping"][0]
+    step = (last - first) / count
+    center, reach = (number + 0.5) * step - 0.5, max(0.0, (step - 1) / 2)
+    low, high = math.floor(center - reach + 1e-6), math.ceil(center + reach - 1e-6)
+    return slice(first + max(0, low), first + min(last - first - 1, high) + 1)
 
 
 def read_slice_list(path: Path) -> dict[str, set[int]]:
@@ -52,8 +84,3 @@ def read_slice_list(path: Path) -> dict[str, set[int]]:
             raise InputError(f"slices.file: line {line} of {path} is no case and slice number from 0.")
         found.setdefault(row["case"].strip(), set()).add(int(row["slice"]))
     return found
-
-
-def first_slice(properties: Mapping[str, Any]) -> int:
-    """Number in the stored image of a preprocessed case's first slice; nnU-Net has cropped to what is not zero."""
-    return int(properties["bbox_used_for_cropping"][0][0])

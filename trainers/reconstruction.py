@@ -53,7 +53,7 @@ from nnunet_anomaly.settings import (
     LaMaSettings,
     VaeSettings,
 )
-from nnunet_anomaly.trainers.slice_dataset import SliceDataset, healthy_slices
+from nnunet_anomaly.trainers.slice_dataset import SliceDataset, StoredLabelMaps, healthy_slices
 
 EARLIER = "checkpoint_{}_of_earlier_training.pth"
 SCHEME = "ZScoreClipped01Normalization"
@@ -201,7 +201,7 @@ class ReconstructionTrainer(nnUNetTrainer):
 
         Raises:
             SettingsError: a 3-D network is to learn from slices.
-            InputError: there is no such slice.
+            InputError: there is no such slice, or the list of slices names what is not there.
         """
         datasets = super().get_tr_and_val_datasets()
         if not (self.healthy_slices_only or self.settings.slices.healthy_only):
@@ -211,9 +211,11 @@ class ReconstructionTrainer(nnUNetTrainer):
                 f"slices.healthy_only is for 2-D networks, and configuration '{self.configuration_name}' is 3-D. Set "
                 "it to false, or train a 2-D configuration."
             )
+        folder, ending = Path(self.preprocessed_dataset_folder_base), self.dataset_json["file_ending"]
+        stored = StoredLabelMaps(folder, ending, self.plans_manager)
         found = []
         for dataset, what in zip(datasets, ("training", "held-out"), strict=True):
-            slices = healthy_slices(dataset, self.settings)
+            slices = healthy_slices(dataset, stored, self.settings)
             self.print_to_log_file(f"{sum(map(len, slices.values()))} slices of {len(slices)} {what} cases")
             if not slices:
                 raise InputError(
