@@ -17,7 +17,7 @@ COLUMNS = ("case", "slice")
 
 def slices_with(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
     """Whether each slice, along the first axis, holds any of some labels: bool (z,)."""
-    return np.isin(labels, list(wanted)).any(axis=tuple(range(1, labels.ndim)))
+    return np.asarray(np.isin(labels, list(wanted)).any(axis=tuple(range(1, labels.ndim))))
 
 
 def learnable_slices(
