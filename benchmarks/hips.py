@@ -204,7 +204,10 @@ def turned(plane: Plane, path: Path) -> np.ndarray:
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """Means over test cases, and over structures where there is one a structure."""
+    """Means over test cases, and over structures where there is one a structure; share of structures not found.
+
+    These have no surface, and no distance of one.
+    """
     tables = {}
     for name in ("cases", "gaps"):
         with open(folder / f"{name}.csv", encoding="utf-8") as file:
@@ -217,10 +220,11 @@ def figures(folder: Path) -> dict[str, float]:
         "HD95 mm": ("cases", "hd95_mm"),
         "|E| voxels": ("gaps", "collision_voxels"),
     }
-    return {
+    means = {
         title: float(np.nanmean([float(row[column] or "nan") for row in tables[table]]))
         for title, (table, column) in columns.items()
     }
+    return {**means, "not found": float(np.mean([not row["hd_mm"] for row in tables["cases"]]))}
 
 
 def main() -> None:

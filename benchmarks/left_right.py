@@ -5,7 +5,8 @@
 ``DATASET`` is the folder of any raw nnU-Net dataset of which labels come as left and right (``femur_left``); without it
 bodies are generated, in which two ellipsoids, mirror images of each other, lie left and right of the midline. Cases in
 ``imagesTs`` with ``labelsTs`` are the test, else every third training case is held out. What is done is kept, so that
-the script goes on where it was stopped; ``OUTPUT/table.md`` is written anew after every network:
+the script goes on where it was stopped; ``OUTPUT/table.md`` is written anew after every network, at the end
+``OUTPUT/left_right.png``:
 
 - twin's label: share of the reference voxels of all pairs to which the label of the twin is given;
 - Dice: mean over the labels of all pairs and cases; the Dice of pairs does not tell left from right.
@@ -15,15 +16,19 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from console import Console, over_seeds
+from matplotlib import pyplot as plt
 
 from nnunet_anomaly.evaluation.overlap import dice, overlap_counts
 from nnunet_anomaly.files import load_json, save_json, write_image
 from nnunet_anomaly.label_maps import read_label_map
+from nnunet_anomaly.planes import plane_of
+from nnunet_anomaly.report.figures import save_figure
 from nnunet_anomaly.report.page import markdown_table
 from nnunet_anomaly.settings import AnomalySettings
 from nnunet_anomaly.twins import swapped_labels
@@ -163,6 +168,32 @@ def measure(predicted: Path, references: Path, pairs: tuple[tuple[int, int], ...
     }
 
 
+def draw(output: Path, arms: Sequence[str], seed: int) -> None:
+    """``left_right.png``: the coronal slice of a test case with most labels, and every arm's labels on it."""
+    path = min((output / "test" / "labels").iterdir())
+    folders = {"reference": path.parent}
+    folders |= {arm: output / "predicted" / arm.replace(" ", "_") / f"seed{seed}" for arm in arms}
+    image = sitk.ReadImage(str(output / "test" / "images" / path.name.replace(".nii.gz", "_0000.nii.gz")))
+    plane = plane_of(image.GetDirection(), "coronal")
+    maps = {name: plane.turn(read_label_map(folder / path.name)[0]) for name, folder in folders.items()}
+    index = int(np.argmax((maps["reference"] > 0).sum((1, 2))))
+    shown = plane.turn(sitk.GetArrayFromImage(image))[index]
+    _, height_mm, width_mm = plane.turn_spacing(image.GetSpacing()[::-1])
+    figure, axes = plt.subplots(1, len(maps) + 1, figsize=(2.6 * (len(maps) + 1), 1.9), squeeze=False)
+    low, high = np.percentile(shown, (2, 99))
+    for axis, name in zip(axes[0], ("image", *maps), strict=True):
+        axis.imshow(shown, cmap="gray", vmin=low, vmax=high, aspect=height_mm / width_mm)
+        if name in maps:
+            labels = np.ma.masked_equal(maps[name][index], 0)
+            axis.imshow(
+                labels, cmap="tab10", vmin=1, vmax=10, alpha=0.7, aspect=height_mm / width_mm, interpolation="none"
+            )
+        axis.set_title(name)
+        axis.axis("off")
+    figure.tight_layout(pad=0.3)
+    save_figure(figure, output / "left_right.png", dpi=100)
+
+
 def main() -> None:
     """Run what is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,6 +221,7 @@ def main() -> None:
             results[arm].append(measure(predicted, args.output / "test" / "labels", pairs))
             table = markdown_table([{"mirroring": name, **over_seeds(runs)} for name, runs in results.items() if runs])
             (args.output / "table.md").write_text(table + "\n", encoding="utf-8")
+    draw(args.output, args.arms, args.seeds[0])
     print(table)
 
 
