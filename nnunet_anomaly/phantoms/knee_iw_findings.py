@@ -1,4 +1,4 @@
-"""What lies in the marrow of the intermediate-weighted knee phantom: vessels in every knee, ill-defined lesions in some.
+"""What lies in the marrow of the intermediate-weighted knee phantom: vessels in every knee, lesions in some.
 
 Both are planned in mm before any grid is known, in the image's own axes (slices from medial to lateral, rows downwards,
 columns to the back, from the middle of the field of view), and then evaluated on any grid. A ``BoneMap`` tells the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
@@ -63,7 +64,7 @@ class BoneMap:
     @classmethod
     def of(cls, shape: KneeShape, extent_mm: Sequence[float]) -> BoneMap:
         """Evaluate a knee over a field of view of this extent (slices, rows, columns)."""
-        counts = [int(round(extent / MAP_STEP_MM)) + 1 for extent in extent_mm]
+        counts = [round(extent / MAP_STEP_MM) + 1 for extent in extent_mm]
         axes = [(np.arange(n) - (n - 1) / 2) * MAP_STEP_MM for n in counts]
         point = knee_coordinates(shape, axes)
         nothing = np.zeros_like(point[0])
@@ -105,7 +106,7 @@ def draw_vessels(bones: BoneMap, rng: np.random.Generator) -> list[np.ndarray]:
         place = bones.surface(bones.distance, np.array(VESSEL_SITES[chosen]) + rng.normal(0.0, 3.0, 3))
         inward = -bones.outward(bones.distance, place)
         radius = float(rng.uniform(0.45, VESSEL_RADII_MM[1]))
-        _grow_vessel(bones, place, inward, radius, float(rng.uniform(14.0, 42.0)), rng, paths)
+        _grow_vessel(bones, place, inward, radius, float(rng.uniform(16.0, 50.0)), rng, paths)
     return paths
 
 
@@ -125,7 +126,7 @@ def _grow_vessel(
     thinnest = VESSEL_RADII_MM[0]
     walked = [np.append(place, radius_mm)]
     for step in range(1, steps + 1):
-        bend = 0.8 * bend + rng.normal(0.0, 0.11, 3)
+        bend = 0.8 * bend + rng.normal(0.0, 0.075, 3)
         heading = heading + bend
         heading = heading / np.linalg.norm(heading)
         place = place + STEP_MM * heading
@@ -153,7 +154,7 @@ def tube_points(paths: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[
     """Points (n, 3) spread through tubes, in mm, and the volume (n) in mm^3 that each stands for."""
     places, volumes = [np.zeros((0, 3))], [np.zeros(0)]
     for path in paths:
-        for start, end in zip(path[:-1], path[1:], strict=True):
+        for start, end in pairwise(path):
             along = end[:3] - start[:3]
             volume = np.pi * start[3] ** 2 * float(np.linalg.norm(along))
             count = max(1, round(volume / POINT_MM3))
@@ -196,7 +197,7 @@ def tube_share(places_mm: np.ndarray, volumes_mm3: np.ndarray, axes_mm: Sequence
 
 @dataclass(frozen=True, eq=False)
 class MarrowLesion:
-    """One ill-defined lesion: its strength falls off smoothly over ``edge_mm``, to one half at a warped ``radius_mm``."""
+    """An ill-defined lesion: its strength falls smoothly over ``edge_mm``, to one half at a warped ``radius_mm``."""
 
     site: str
     compartment: str
@@ -208,16 +209,12 @@ class MarrowLesion:
     radius_mm: float
     edge_mm: float
     contrast: float  # of the peak, in robust standard deviations of marrow
-    volume_mm3: float  # as drawn: of what the radius encloses in the bone
+    volume_mm3: float  # as drawn: of what exceeds half of the peak, in the bone
 
     def membership(self, axes_mm: Sequence[np.ndarray]) -> np.ndarray:
         """Strength of the lesion before the bone cuts it off, float32 in [0, 1], on a grid around it."""
         local = [axis - at for axis, at in zip(axes_mm, self.centre_mm, strict=True)]
-        strength = smooth_step(
-            _warped_radius(self, local), self.radius_mm + 0.5 * self.edge_mm, self.radius_mm - 0.5 * self.edge_mm
-        )
-        patches = spline_field(self.patches, local, self.half_extent_mm)
-        return (strength * (1.0 - 0.35 * np.clip(0.5 + 1.2 * patches, 0.0, 1.0))).astype(np.float32)
+        return (_fall(_warped_radius(self, local), self.radius_mm, self.edge_mm) * _patches(self, local)).astype("f4")
 
     def box(self, axes_mm: Sequence[np.ndarray]) -> tuple[slice, ...] | None:
         """The part of a grid that the lesion can reach; None where it reaches no part."""
@@ -239,6 +236,17 @@ def _warped_radius(lesion: MarrowLesion, local_mm: Sequence[np.ndarray]) -> np.n
     ]
     squared = sum(sum(w * axis for w, axis in zip(row, moved, strict=True)) ** 2 for row in lesion.stretch)
     return np.sqrt(squared)
+
+
+def _fall(radii_mm: np.ndarray, radius_mm: float, edge_mm: float) -> np.ndarray:
+    """1 in the middle, 1/2 at the radius, 0 beyond."""
+    return smooth_step(radii_mm, radius_mm + 0.5 * edge_mm, radius_mm - 0.5 * edge_mm)
+
+
+def _patches(lesion: MarrowLesion, local_mm: Sequence[np.ndarray]) -> np.ndarray:
+    """How uneven the lesion is inside, from 0.65 to 1."""
+    noise = spline_field(lesion.patches, local_mm, lesion.half_extent_mm)
+    return 1.0 - 0.35 * np.clip(0.5 + 1.2 * noise, 0.0, 1.0)
 
 
 def draw_lesions(bones: BoneMap, rng: np.random.Generator) -> list[MarrowLesion]:
@@ -278,9 +286,16 @@ def _draw_lesion(bones: BoneMap, site: str, rng: np.random.Generator) -> MarrowL
 
 
 def _radius_of_volume(lesion: MarrowLesion, bones: BoneMap) -> float:
-    """The warped radius that encloses the lesion's volume inside the bone, measured on a grid of 1 mm."""
+    """The radius with which what exceeds half of the peak has the lesion's volume in the bone, on a grid of 1 mm."""
     reach = np.arange(-np.floor(lesion.half_extent_mm), lesion.half_extent_mm)
-    radii = _warped_radius(lesion, [reach] * 3).ravel()
     places = np.stack([part.ravel() for part in np.meshgrid(*[reach] * 3, indexing="ij")], axis=1) + lesion.centre_mm
-    radii = np.sort(radii[bones.sample(bones.femur, places) < 0])
-    return float(radii[min(round(lesion.volume_mm3), radii.size) - 1])
+    inside = bones.sample(bones.femur, places) < 0
+    radii = _warped_radius(lesion, [reach] * 3).ravel()[inside]
+    patches = _patches(lesion, [reach] * 3).ravel()[inside]
+    low, high = 0.5, lesion.half_extent_mm - 0.5 * lesion.edge_mm
+    for _ in range(12):
+        middle = 0.5 * (low + high)
+        strength = _fall(radii, middle, lesion.edge_mm) * patches
+        is_larger = (strength > 0.5 * strength.max(initial=0.0)).sum() > lesion.volume_mm3
+        low, high = (low, middle) if is_larger else (middle, high)
+    return 0.5 * (low + high)
