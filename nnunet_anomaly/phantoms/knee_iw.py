@@ -71,8 +71,8 @@ TISSUE = {
     "fat": 48.0,
     "skin": 95.0,
     "muscle": 112.0,
-    "vessel": 185.0,
-    "synovium": 125.0,
+    "vessel": 140.0,
+    "synovium": 88.0,
     "hoffa": 58.0,
     "tendon": 22.0,
     "meniscus": 32.0,
@@ -282,6 +282,7 @@ def _fine_slab(
     marrow += vessels * (np.maximum(knee.blood, marrow) - marrow)
     reach_mm = float(np.prod(spacing_mm)) ** (1 / 3)
     fields = knee_fields(knee.shape, point, noises[:2], marrow, reach_mm, tissue)
+    fields.surroundings[:] *= 1.0 + 0.03 * noises[0] + 0.03 * noises[1]
     # the plate below the joint is thin, the wall of the shaft thick, and both uneven
     cortex_mm = 0.55 + 1.4 * smooth_step(np.abs(point[2] + 8.0), 32.0, 65.0)
     cortex_mm *= np.maximum(1.0 + 0.3 * noises[1], 0.2)
