@@ -47,6 +47,7 @@ from nnunet_anomaly.phantoms.knee import (
     receive,
 )
 from nnunet_anomaly.phantoms.knee_iw_findings import (
+    PLATE_MM,
     BoneMap,
     MarrowLesion,
     draw_lesions,
@@ -173,7 +174,8 @@ def make_iw_case(seed: int, index: int, has_lesions: bool, grid: Sequence[int] =
     clean = sensitivity * signal.image
     marrow = (labels == FEMUR) & (signal.marrow > 0.99)
     sd = robust_sd(receive(clean, sigma, seed, index)[marrow])
-    instances, records = np.zeros(labels.shape, dtype=np.uint8), []
+    instances = np.zeros(labels.shape, dtype=np.uint8)
+    records: list[dict[str, Any]] = []
     strongest = np.zeros(labels.shape, dtype=np.float32)
     for lesion, share in zip(knee.lesions, signal.lesions, strict=True):
         received = sensitivity * share
@@ -259,7 +261,8 @@ def make_signal(knee: IwKnee, grid: Sequence[int], subslices: int = SUBSLICES) -
         for target, part in zip(whole, parts, strict=True):
             kept = part[skip : skip + (last - first) * subslices]
             target[first:last] = kept.reshape(last - first, subslices, *grid[1:]).mean(axis=1)
-    return Signal(*whole[:4], whole[4:])
+    image, femur, marrow, vessels, *lesions = whole
+    return Signal(image, femur, marrow, vessels, lesions)
 
 
 def _fine_slab(
@@ -284,7 +287,7 @@ def _fine_slab(
     fields = knee_fields(knee.shape, point, noises[:2], marrow, reach_mm, tissue)
     fields.surroundings[:] *= 1.0 + 0.03 * noises[0] + 0.03 * noises[1]
     # the plate below the joint is thin, the wall of the shaft thick, and both uneven
-    cortex_mm = 0.55 + 1.4 * smooth_step(np.abs(point[2] + 8.0), 32.0, 65.0)
+    cortex_mm = PLATE_MM + 1.4 * smooth_step(np.abs(point[2] + 8.0), 32.0, 65.0)
     cortex_mm *= np.maximum(1.0 + 0.3 * noises[1], 0.2)
     image = compose_slab(fields, marrow, spacing_mm, tissue, cortex_mm)
     outside_mm, edge_mm = near_surface(fields.femur, spacing_mm)

@@ -18,6 +18,7 @@ from nnunet_anomaly.phantoms.anatomy import KneeShape, knee_coordinates, knee_fi
 from nnunet_anomaly.phantoms.fields import smooth_step, spline_field
 
 MAP_STEP_MM = 2.0
+PLATE_MM = 0.55  # thickness of the cortex below the joint, where no lesion shows
 VOLUME_RANGE_MM3 = (100.0, 6000.0)
 CONTRAST_RANGE = (1.5, 5.0)
 EDGE_RANGE_MM = (2.0, 5.0)
@@ -82,7 +83,7 @@ class BoneMap:
         slope = self.sample(field, place_mm + offsets) - self.sample(field, place_mm - offsets)
         return slope / max(float(np.linalg.norm(slope)), 1e-6)
 
-    def surface(self, field: np.ndarray, knee_mm: Sequence[float]) -> np.ndarray:
+    def surface(self, field: np.ndarray, knee_mm: np.ndarray) -> np.ndarray:
         """The place on a bone's surface nearest to knee coordinates, in mm of the image's axes."""
         squared = sum((axis - at) ** 2 for axis, at in zip(self.point, knee_mm, strict=True))
         nearest = np.unravel_index(int(np.argmin(np.where(field < 0, squared, np.inf))), field.shape)
@@ -209,7 +210,7 @@ class MarrowLesion:
     radius_mm: float
     edge_mm: float
     contrast: float  # of the peak, in robust standard deviations of marrow
-    volume_mm3: float  # as drawn: of what exceeds half of the peak, in the bone
+    volume_mm3: float  # as drawn: of what exceeds half of the peak, in the marrow
 
     def membership(self, axes_mm: Sequence[np.ndarray]) -> np.ndarray:
         """Strength of the lesion before the bone cuts it off, float32 in [0, 1], on a grid around it."""
@@ -286,10 +287,10 @@ def _draw_lesion(bones: BoneMap, site: str, rng: np.random.Generator) -> MarrowL
 
 
 def _radius_of_volume(lesion: MarrowLesion, bones: BoneMap) -> float:
-    """The radius with which what exceeds half of the peak has the lesion's volume in the bone, on a grid of 1 mm."""
+    """The radius with which what exceeds half of the peak has the lesion's volume in the marrow, on a grid of 1 mm."""
     reach = np.arange(-np.floor(lesion.half_extent_mm), lesion.half_extent_mm)
     places = np.stack([part.ravel() for part in np.meshgrid(*[reach] * 3, indexing="ij")], axis=1) + lesion.centre_mm
-    inside = bones.sample(bones.femur, places) < 0
+    inside = bones.sample(bones.femur, places) < -PLATE_MM
     radii = _warped_radius(lesion, [reach] * 3).ravel()[inside]
     patches = _patches(lesion, [reach] * 3).ravel()[inside]
     low, high = 0.5, lesion.half_extent_mm - 0.5 * lesion.edge_mm

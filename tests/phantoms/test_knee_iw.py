@@ -3,7 +3,7 @@ from dataclasses import replace
 import cc3d
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from nnunet_anomaly.geometry import dilate_mm
 from nnunet_anomaly.phantoms import knee_iw_findings
@@ -24,6 +24,7 @@ from nnunet_anomaly.phantoms.knee_iw import (
 from nnunet_anomaly.phantoms.knee_iw_findings import (
     CONTRAST_RANGE,
     LESION_SITES,
+    PLATE_MM,
     VOLUME_RANGE_MM3,
     BoneMap,
     tube_points,
@@ -32,7 +33,7 @@ from nnunet_anomaly.phantoms.knee_iw_findings import (
 
 GRID = (16, 64, 64)
 SEED = 3
-CASES = (0, 1, 2, 5)  # 5 is a left knee
+CASES = (0, 1, 5)  # 5 is a left knee
 
 
 @pytest.fixture(scope="module")
@@ -94,24 +95,30 @@ def test_lesions_lie_in_the_femur_on_brighter_voxels_and_nothing_else_changes(kn
         assert not difference[far].any()
 
 
-def test_contrast_and_size_are_as_drawn(knees):
-    for without, with_lesions in knees:
-        marrow = ndimage.binary_erosion(without.labels == FEMUR, iterations=1)
-        sd = robust_sd(without.image[marrow].astype(float))
+def test_contrast_is_in_its_limits_against_the_same_case_without_lesion(signals, knees):
+    for signal, (without, with_lesions) in zip(signals.values(), knees[:2], strict=True):
+        marrow = without.image[(without.labels == FEMUR) & (signal.marrow > 0.99)]
+        sd = stats.median_abs_deviation(marrow, scale="normal")
         difference = with_lesions.image.astype(float) - without.image
         for record in with_lesions.records:
-            own = with_lesions.lesions == record["instance"]
-            assert CONTRAST_RANGE[0] <= record["contrast"] <= CONTRAST_RANGE[1]
-            assert difference[own].max() == pytest.approx(record["peak"], rel=0.15, abs=2)
-            assert 0.7 * CONTRAST_RANGE[0] < difference[own].max() / sd < 1.4 * CONTRAST_RANGE[1]
+            peak = difference[with_lesions.lesions == record["instance"]].max()
+            assert CONTRAST_RANGE[0] * sd - 1 <= peak <= CONTRAST_RANGE[1] * sd + 1  # intensities are rounded
+            assert peak == pytest.approx(record["contrast"] * sd, abs=1.5)
+            assert record["peak"] == pytest.approx(record["contrast"] * sd, abs=0.01)
+
+
+def test_size_and_place_are_as_drawn(knees):
+    for _, case in knees:
+        outside = case.labels == 0
+        for number, record in enumerate(case.records, start=1):
+            own = case.lesions == record["instance"]
+            assert record["instance"] == number and record["voxels"] == own.sum() > 0
+            assert record["volume_mm3"] == pytest.approx(own.sum() * np.prod(case.spacing_mm), abs=1e-3)
             assert VOLUME_RANGE_MM3[0] <= record["drawn_mm3"] <= VOLUME_RANGE_MM3[1]
-            assert record["voxels"] == own.sum() and record["volume_mm3"] == pytest.approx(
-                own.sum() * np.prod(with_lesions.spacing_mm), abs=1e-3
-            )
             assert record["compartment"] == LESION_SITES[record["site"].removesuffix("_central")][0]
-        assert [record["instance"] for record in with_lesions.records] == list(
-            range(1, int(with_lesions.lesions.max()) + 1)
-        )
+            reaches_surface = (own & ndimage.binary_dilation(outside)).any()
+            assert reaches_surface or record["site"].endswith("_central")
+        assert len(case.records) == case.lesions.max()
 
 
 def test_truth_is_what_exceeds_half_of_the_peak(signals, knees):
@@ -141,7 +148,7 @@ def test_lesion_volume_in_the_bone_is_the_drawn_one():
     for lesion in knee.lesions:
         axes = [np.arange(at - lesion.half_extent_mm, at + lesion.half_extent_mm, 0.8) for at in lesion.centre_mm]
         places = np.stack([part.ravel() for part in np.meshgrid(*axes, indexing="ij")], axis=1)
-        inside = bones.sample(bones.femur, places).reshape([len(axis) for axis in axes]) < 0
+        inside = bones.sample(bones.femur, places).reshape([len(axis) for axis in axes]) < -PLATE_MM
         strength = lesion.membership(axes) * inside
         assert (strength > 0.5 * strength.max()).sum() * 0.8**3 == pytest.approx(lesion.volume_mm3, rel=0.1)
 
