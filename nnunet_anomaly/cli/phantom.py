@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLE = "nnunet-anomaly phantom knee --cases 12 --seed 1 --lesions severe -o phantom_severe -np 2"
+BML_EXAMPLE = (
+    "nnunet-anomaly phantom knee-bml --training 24 --validation 6 --test 12 --seed 1 \\\n"
+    "      -o nnUNet_raw/Dataset120_Knee -np 2"
+)
 HIP_EXAMPLE = "nnunet-anomaly phantom hip --cases 20 --seed 1 --inferior --implant 0.1 --nifti -o phantom_hip -np 2"
 BRAIN_EXAMPLE = "nnunet-anomaly phantom brain --healthy 200 --tumours 20 --strokes 20 --seed 1 -o phantom_brain -np 2"
 
@@ -22,6 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description="Write sagittal DESS-like MR images of knees with masks, file for file as the OAI-ZIB release "
             "and the OAI's baseline tree, and the true labels and lesions. The same seed gives the same bytes.",
             epilog=f"Example:\n  {EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _add_knee_bml(
+        kinds.add_parser(
+            "knee-bml",
+            help="sagittal fat-suppressed MR of knees with bone marrow lesions, as a raw nnU-Net dataset",
+            description="Write a raw nnU-Net dataset of sagittal MR images of knees like intermediate-weighted, "
+            "fat-suppressed ones, with bone marrow lesions of low contrast, vessels and incomplete fat suppression; "
+            "and validation and test cases in folders of their own. The same seed gives the same bytes.",
+            epilog=f"Example:\n  {BML_EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
@@ -73,6 +88,43 @@ def _add_knee(knee: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="cases made at a time (default: 1); a case on the full grid takes 2.5 GB",
+    )
+
+
+def _add_knee_bml(knee: argparse.ArgumentParser) -> None:
+    for name, what, least in (
+        ("training", "training cases; every second one has lesions", None),
+        ("validation", "validation cases; all but the second one have lesions", 0),
+        ("test", "test cases; five of six have lesions", 0),
+    ):
+        more = "" if least is None else " (default: 0)"
+        knee.add_argument(
+            f"--{name}",
+            type=int,
+            required=least is None,
+            default=least,
+            metavar="N",
+            help=f"how many {what}; case i does not depend on N{more}",
+        )
+    _add_seed(knee)
+    knee.add_argument(
+        "-o",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="output folder, DatasetXXX_Name in nnUNet_raw; an unfinished one is finished",
+    )
+    _add_grid(
+        knee,
+        "36 x 448 x 448 voxels of 3.1 x 0.31 x 0.31 mm",
+        "another number of voxels over the same 112 x 140 x 140 mm (default: 36 256 256)",
+    )
+    knee.add_argument(
+        "-np",
+        type=int,
+        default=1,
+        metavar="N",
+        help="cases made at a time (default: 1); a case on the full grid takes 1 GB",
     )
 
 
@@ -192,7 +244,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the phantom; 1 if a case failed."""
     from nnunet_anomaly.cli.output import print_failures
 
-    make = {"knee": _make_knee, "brain": _make_brain, "hip": _make_hip}[args.phantom]
+    make = {"knee": _make_knee, "knee-bml": _make_knee_bml, "brain": _make_brain, "hip": _make_hip}[args.phantom]
     outcome, advice = make(args)
     print_failures(outcome)
     print(
@@ -210,6 +262,22 @@ def _make_knee(args: argparse.Namespace) -> tuple[Any, str]:
     outcome = make_knee_phantom(args.o, args.cases, args.seed, args.lesions, grid, args.np)
     release, images = (shlex.quote(str(args.o / name)) for name in ("OAI-ZIB", "oai"))
     return outcome, f"Next: nnunet-anomaly convert oai-zib {release} --oai-root {images} -d 101"
+
+
+def _make_knee_bml(args: argparse.Namespace) -> tuple[Any, str]:
+    from nnunet_anomaly.phantoms.knee_iw import FULL_GRID, GRID
+    from nnunet_anomaly.phantoms.knee_iw_dataset import BmlPhantom, make_bml_phantom
+
+    phantom = BmlPhantom(
+        training=args.training,
+        validation=args.validation,
+        test=args.test,
+        seed=args.seed,
+        grid=FULL_GRID if args.full_grid else tuple(args.grid or GRID),  # type: ignore[arg-type]
+    )
+    outcome = make_bml_phantom(args.o, phantom, args.np)
+    dataset = int(args.o.absolute().name.removeprefix("Dataset")[:3])
+    return outcome, f"Next: nnUNetv2_plan_and_preprocess -d {dataset} -pl nnUNetPlannerLaMa -c 2d_inpainting"
 
 
 def _make_brain(args: argparse.Namespace) -> tuple[Any, str]:

@@ -8,7 +8,7 @@ dished, the lateral trochlea is higher and the lateral plateau domed, the fibula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,7 @@ TISSUE = {
 }
 
 Point = Sequence[np.ndarray]
+Tissue = Mapping[str, "float | np.ndarray"]
 
 
 @dataclass(frozen=True)
@@ -205,14 +206,16 @@ def _paint(image: np.ndarray, distance_mm: np.ndarray, value: np.ndarray | float
     image += share * (value - image)
 
 
-def _soft_tissue(shape: KneeShape, point: Point, textures: Sequence[np.ndarray], reach_mm: float) -> np.ndarray:
+def _soft_tissue(
+    shape: KneeShape, point: Point, textures: Sequence[np.ndarray], reach_mm: float, tissue: Tissue
+) -> np.ndarray:
     """Leg outline, fat, muscles and vessels; ``textures`` are two noise fields, a fine and a coarse one."""
     u, v, w = point
     fine, coarse = textures
     leg = _tube(u, v + 1.0, 54.0 + 0.05 * np.abs(w), 63.0 + 0.04 * np.abs(w))
     image = np.zeros_like(u)
-    _paint(image, leg, TISSUE["skin"], reach_mm)
-    _paint(image, leg + 1.8, TISSUE["fat"] * (1.0 + 0.05 * fine + 0.10 * coarse), reach_mm)
+    _paint(image, leg, tissue["skin"], reach_mm)
+    _paint(image, leg + 1.8, tissue["fat"] * (1.0 + 0.05 * fine + 0.10 * coarse), reach_mm)
     bellies = [  # start, end, radii: hamstrings, gastrocnemius, vasti, anterior leg
         ((-22.0, 36.0, -100.0), (-24.0, 40.0, 0.0), 17.0, 8.0),
         ((22.0, 34.0, -100.0), (33.0, 28.0, 4.0), 15.0, 5.0),
@@ -226,62 +229,74 @@ def _soft_tissue(shape: KneeShape, point: Point, textures: Sequence[np.ndarray],
     for start, end, first_radius, last_radius in bellies:
         belly = smooth_max(capsule(point, start, end, first_radius, last_radius) + 1.2 * coarse, fascia, 3.0)
         # a thin dark sheath of fat and fascia parts neighbouring muscles
-        _paint(image, belly - 0.9, TISSUE["fat"], reach_mm)
-        _paint(image, belly, TISSUE["muscle"] * (1.0 + 0.06 * fine + 0.06 * coarse), reach_mm)
+        _paint(image, belly - 0.9, tissue["fat"], reach_mm)
+        _paint(image, belly, tissue["muscle"] * (1.0 + 0.06 * fine + 0.06 * coarse), reach_mm)
     for middle, radius in ((0.0, 4.0), (8.0, 3.0)):
         vessel = capsule(point, (middle, 33.0, -100.0), (middle - 2.0, 34.0, 100.0), radius)
-        _paint(image, vessel - 0.8, TISSUE["tendon"] * 2.0, reach_mm)
-        _paint(image, vessel, TISSUE["vessel"], reach_mm)
+        _paint(image, vessel - 0.8, tissue["tendon"] * 2.0, reach_mm)
+        _paint(image, vessel, tissue["vessel"], reach_mm)
     return image
 
 
-def _joint(shape: KneeShape, point: Point, bones: Sequence[np.ndarray], image: np.ndarray, reach_mm: float) -> None:
+def _joint(
+    shape: KneeShape,
+    point: Point,
+    bones: Sequence[np.ndarray],
+    image: np.ndarray,
+    reach_mm: float,
+    tissue: Tissue,
+) -> None:
     """Paint capsule, fat pad, fluid, menisci and ligaments in place; ``bones``: femur, tibia, femoral cartilage."""
     u, v, w = point
     femur, tibia, femoral_cartilage = bones
     capsular = smooth_max(
         smooth_max(femur - 5.0, ellipsoid(point, (0.0, -6.0, -22.0), (44.0, 46.0, 36.0)), 4.0), w - 4, 2
     )
-    _paint(image, capsular, TISSUE["synovium"], reach_mm)
+    _paint(image, capsular, tissue["synovium"], reach_mm)
     gap = smooth_max(smooth_max(-4.0 - w, w - 4.0, 2.0) - 6.0, ellipsoid((u, v), (0.0, 1.0), (36.0, 25.0)), 2.0)
-    _paint(image, gap, TISSUE["synovium"], reach_mm)
-    _paint(image, capsule(point, (2.0, -36.0, -14.0), (2.0, -29.0, 12.0), 10.0, 7.0), TISSUE["hoffa"], reach_mm)
+    _paint(image, gap, tissue["synovium"], reach_mm)
+    _paint(image, capsule(point, (2.0, -36.0, -14.0), (2.0, -29.0, 12.0), 10.0, 7.0), tissue["hoffa"], reach_mm)
     recess = ellipsoid(point, (0.0, -37.0, -62.0), (16.0, 1.0 + 4.0 * shape.effusion, 13.0))
-    _paint(image, recess, TISSUE["fluid"], reach_mm)
-    _paint(image, femoral_cartilage - 0.4 - 1.4 * shape.effusion, 0.75 * TISSUE["fluid"], reach_mm)
+    _paint(image, recess, tissue["fluid"], reach_mm)
+    _paint(image, femoral_cartilage - 0.4 - 1.4 * shape.effusion, 0.75 * tissue["fluid"], reach_mm)
     rim = np.minimum(
         np.abs(ellipsoid((u, v), (-20.5, 1.5), (16.0, 23.5)) + 3.5),
         np.abs(ellipsoid((u, v), (20.0, 0.0), (15.5, 20.0)) + 4.0),
     )
     meniscus = smooth_max(smooth_max(rim - 5.0, tibia - 9.0, 1.0), 9.0 - np.abs(u), 1.0)
     meniscus = smooth_max(meniscus, np.abs(w + 4.0) - 6.0, 1.0)
-    _paint(image, meniscus, TISSUE["meniscus"], reach_mm)
-    _paint(image, capsule(point, (7.0, 9.0, -27.0), (-2.0, -11.0, -3.0), 3.2, 4.0), 2.0 * TISSUE["tendon"], reach_mm)
-    _paint(image, capsule(point, (-6.0, -3.0, -22.0), (-1.0, 17.0, -14.0), 4.2), TISSUE["tendon"], reach_mm)
-    _paint(image, capsule(point, (-1.0, 17.0, -14.0), (0.0, 25.0, 6.0), 4.2, 3.6), TISSUE["tendon"], reach_mm)
+    _paint(image, meniscus, tissue["meniscus"], reach_mm)
+    _paint(image, capsule(point, (7.0, 9.0, -27.0), (-2.0, -11.0, -3.0), 3.2, 4.0), 2.0 * tissue["tendon"], reach_mm)
+    _paint(image, capsule(point, (-6.0, -3.0, -22.0), (-1.0, 17.0, -14.0), 4.2), tissue["tendon"], reach_mm)
+    _paint(image, capsule(point, (-1.0, 17.0, -14.0), (0.0, 25.0, 6.0), 4.2, 3.6), tissue["tendon"], reach_mm)
     for start, end in (((-39.0, -1.0, -32.0), (-31.0, -3.0, 34.0)), ((38.0, 3.0, -28.0), (36.0, 17.0, 10.0))):
-        _paint(image, smooth_max(capsule(point, start, end, 2.2), -femur, 1.0), TISSUE["tendon"], reach_mm)
+        _paint(image, smooth_max(capsule(point, start, end, 2.2), -femur, 1.0), tissue["tendon"], reach_mm)
 
 
-def _extensors_and_fibula(point: Point, marrow: np.ndarray, image: np.ndarray, reach_mm: float) -> None:
+def _extensors_and_fibula(point: Point, marrow: np.ndarray, image: np.ndarray, reach_mm: float, tissue: Tissue) -> None:
     """Paint in place what looks like labelled bone but carries no label: patella and fibula; and their tendons."""
     u, v, w = point
     ligament = extrusion(capsule((v, w), (-49.0, -22.0), (-29.0, 30.0), 2.4), u - 2.0, 13.0, 2.0)
     quadriceps = extrusion(capsule((v, w), (-50.0, -52.0), (-42.0, -100.0), 3.2), u, 15.0, 2.5)
-    _paint(image, np.minimum(ligament, quadriceps), TISSUE["tendon"], reach_mm)
+    _paint(image, np.minimum(ligament, quadriceps), tissue["tendon"], reach_mm)
     facets = v + 39.5 + 0.28 * np.abs(u - 3.0)
     patella = smooth_max(ellipsoid(point, (2.0, -47.0, -37.0), (21.0, 10.5, 19.0)), facets, 4.0)
     behind = smooth_step(v, -48.0, -44.0) * smooth_step(np.abs(u - 2.0), 18.0, 13.0) * smooth_step(w, -22.0, -27.0)
-    _paint(image, patella - 3.6 * behind + 0.5, TISSUE["cartilage"], reach_mm)
+    _paint(image, patella - 3.6 * behind + 0.5, tissue["cartilage"], reach_mm)
     fibula = capsule(point, (31.0, 20.0, 19.0), (30.0, 20.0, 30.0), 8.5, 6.5)
     fibula = smooth_min(fibula, capsule(point, (30.0, 20.0, 30.0), (25.0, 19.0, 110.0), 5.5), 5.0)
     for bone in (patella, fibula):
-        _paint(image, bone, TISSUE["cortex"], reach_mm)
+        _paint(image, bone, tissue["cortex"], reach_mm)
         _paint(image, bone + 1.2, marrow, reach_mm)
 
 
 def knee_fields(
-    shape: KneeShape, point: Point, textures: Sequence[np.ndarray], marrow: np.ndarray, reach_mm: float
+    shape: KneeShape,
+    point: Point,
+    textures: Sequence[np.ndarray],
+    marrow: np.ndarray,
+    reach_mm: float,
+    tissue: Tissue = TISSUE,
 ) -> KneeFields:
     """Evaluate a knee on a grid, or on some of its slices.
 
@@ -291,11 +306,12 @@ def knee_fields(
         textures: two noise fields on this grid, fine and coarse, zero mean and unit standard deviation.
         marrow: intensities of marrow on this grid (for patella and fibula).
         reach_mm: mean voxel size, the width of soft edges in the surroundings.
+        tissue: intensities by the names in ``TISSUE``, or arrays of them on this grid.
     """
     femur, tibia = _femur(point), _tibia(point)
     femoral_cartilage = _femoral_cartilage(point, femur, shape.femoral_cartilage_mm)
     tibial_cartilage = _tibial_cartilage(point, tibia, shape.tibial_cartilage_mm)
-    image = _soft_tissue(shape, point, textures, reach_mm)
-    _joint(shape, point, (femur, tibia, femoral_cartilage), image, reach_mm)
-    _extensors_and_fibula(point, marrow, image, reach_mm)
+    image = _soft_tissue(shape, point, textures, reach_mm, tissue)
+    _joint(shape, point, (femur, tibia, femoral_cartilage), image, reach_mm, tissue)
+    _extensors_and_fibula(point, marrow, image, reach_mm, tissue)
     return KneeFields(femur, tibia, femoral_cartilage, tibial_cartilage, image)

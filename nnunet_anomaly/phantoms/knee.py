@@ -6,7 +6,7 @@ cases are made, and a case's anatomy, texture and noise are the same with and wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any
@@ -20,6 +20,7 @@ from nnunet_anomaly.phantoms.anatomy import (
     TISSUE,
     KneeFields,
     KneeShape,
+    Tissue,
     draw_shape,
     knee_coordinates,
     knee_fields,
@@ -190,14 +191,21 @@ def _slabs(shape: Sequence[int]) -> list[slice]:
 
 def marrow_intensity(point: Sequence[np.ndarray], textures: Sequence[np.ndarray], fine: np.ndarray) -> np.ndarray:
     """Fatty marrow with trabeculae, patches of red marrow in the shafts, and the dark scars of the growth plates."""
-    u, v, w = point
+    w = point[2]
     middle, coarse = textures
     pattern = 1.0 + 0.07 * fine + 0.06 * middle + 0.06 * coarse
     pattern += 0.14 * np.maximum(coarse, 0.0) * ((w < -45.0) | (w > 30.0))
+    for scar in growth_plates(point, coarse):
+        pattern -= 0.30 * scar
+    return (TISSUE["marrow"] * np.maximum(pattern, 0.2)).astype(np.float32)
+
+
+def growth_plates(point: Sequence[np.ndarray], coarse: np.ndarray) -> Iterator[np.ndarray]:
+    """The scars of the growth plates of femur and tibia: thin bent sheets, 1 in the middle of one, 0 away from it."""
+    u, v, w = point
     for height, bend in ((-39.0, -0.006), (16.0, 0.004)):
         scar = w - height - bend * (u * u + (v + 5.0) ** 2) - 1.2 * coarse
-        pattern -= 0.30 * np.exp(-((scar / 0.9) ** 2))
-    return (TISSUE["marrow"] * np.maximum(pattern, 0.2)).astype(np.float32)
+        yield np.exp(-((scar / 0.9) ** 2))
 
 
 def label_map(fields: KneeFields) -> np.ndarray:
@@ -225,34 +233,60 @@ def compose(fields: KneeFields, marrow: np.ndarray, spacing_mm: Sequence[float])
         # one slice more on either side, for the slopes
         wide = slice(max(0, part.start - 1), part.stop + 1)
         local = KneeFields(**{name: getattr(fields, name)[wide] for name in FIELD_NAMES})
-        painted = _compose_slab(local, marrow[wide], spacing_mm)
+        painted = compose_slab(local, marrow[wide], spacing_mm)
         image[part] = painted[part.start - wide.start :][: part.stop - part.start]
     return image
 
 
-def _compose_slab(fields: KneeFields, marrow: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+def compose_slab(
+    fields: KneeFields,
+    marrow: np.ndarray,
+    spacing_mm: Sequence[float],
+    tissue: Tissue = TISSUE,
+    cortex_mm: np.ndarray | float = CORTEX_MM,
+) -> np.ndarray:
+    """``compose`` at once, with intensities of tissues and the thickness of the cortex, one or one a voxel."""
     image = fields.surroundings.copy()
     nearer = fields.femoral_cartilage - fields.tibial_cartilage
-    layers: list[tuple[np.ndarray, list[tuple[float, np.ndarray | float]]]] = [
-        (np.maximum(fields.tibial_cartilage, -nearer), [(0.0, 0.95 * TISSUE["cartilage"])]),
-        (np.maximum(fields.femoral_cartilage, nearer), [(0.0, TISSUE["cartilage"])]),
-        (fields.tibia, [(0.0, TISSUE["cortex"]), (CORTEX_MM, marrow)]),
-        (fields.femur, [(0.0, TISSUE["cortex"]), (CORTEX_MM, marrow)]),
+    layers: list[tuple[np.ndarray, list[tuple[np.ndarray | float, np.ndarray | float]]]] = [
+        (np.maximum(fields.tibial_cartilage, -nearer), [(0.0, 0.95 * tissue["cartilage"])]),
+        (np.maximum(fields.femoral_cartilage, nearer), [(0.0, tissue["cartilage"])]),
+        (fields.tibia, [(0.0, tissue["cortex"]), (cortex_mm, marrow)]),
+        (fields.femur, [(0.0, tissue["cortex"]), (cortex_mm, marrow)]),
     ]
     for distance, tissues in layers:
-        near = distance.clip(-6.0, 6.0)
-        slope, reach_mm = surface_ramp(near, spacing_mm)
+        outside_mm, reach_mm = near_surface(distance, spacing_mm)
         for depth_mm, value in tissues:
-            image += occupancy(near / slope + depth_mm, reach_mm) * (value - image)
+            image += occupancy(outside_mm + depth_mm, reach_mm) * (value - image)
     return image
+
+
+def near_surface(distance: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """A signed distance within 6 mm as true mm, and the width of a voxel's soft edge there (``surface_ramp``)."""
+    near = distance.clip(-6.0, 6.0)
+    slope, reach_mm = surface_ramp(near, spacing_mm)
+    return near / slope, reach_mm
 
 
 def scan(signal: np.ndarray, axes_mm: Sequence[np.ndarray], seed: int, index: int) -> np.ndarray:
     """What the scanner makes of a signal: gain, the coil's smooth bias field, Rician noise; uint16."""
+    sensitivity, sigma = draw_scanner(axes_mm, seed, index)
+    return receive(sensitivity * signal, sigma, seed, index)
+
+
+def draw_scanner(
+    axes_mm: Sequence[np.ndarray], seed: int, index: int, noise: tuple[float, float] = (5.0, 8.0)
+) -> tuple[np.ndarray, float]:
+    """Gain times the coil's smooth bias field (float32), and the noise's standard deviation, drawn from a range."""
     rng = generator(seed, index, SCANNER)
-    gain, sigma = rng.uniform(0.85, 1.2), rng.uniform(5.0, 8.0)
+    gain, sigma = rng.uniform(0.85, 1.2), rng.uniform(*noise)
     bias = np.exp(spline_field(rng.normal(0.0, 0.28, (4, 4, 4)), axes_mm, HALF_EXTENT_MM))
-    magnitude = rician_noise(np.float32(gain) * bias * signal, sigma, generator(seed, index, NOISE))
+    return np.float32(gain) * bias, sigma
+
+
+def receive(received: np.ndarray, sigma: float, seed: int, index: int) -> np.ndarray:
+    """A magnitude image with Rician noise, the same for a case whatever is in it; uint16."""
+    magnitude = rician_noise(received, sigma, generator(seed, index, NOISE))
     return np.rint(magnitude).clip(0, 4095).astype(np.uint16)
 
 
