@@ -14,6 +14,7 @@ ill-defined lesions by ``phantoms.implants``. What is done is kept, so that the 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from nnunet_anomaly.architectures.vgg import VGG16Features
 from nnunet_anomaly.files import load_json, save_json, write_image
 from nnunet_anomaly.phantoms.implants import implant_lesion
 from nnunet_anomaly.planes import plane_of
+from nnunet_anomaly.postprocessing.bml_morphology import to_scale_of
 from nnunet_anomaly.report.figures import save_figure
 from nnunet_anomaly.report.page import markdown_table
 
@@ -205,41 +207,47 @@ class Study(Console):
     def draw(self, masks: dict[str, Path], seed: int, n_cases: int = 4) -> None:
         """``lesions.png``: the slice with most lesion of some test cases, what LaMa fills in, and what is found."""
         finest = max((name for name in masks if name.startswith("LaMa")), key=lambda name: int(name.split()[1]))
-        shown = [name for name in masks if name != "the image itself"]
-        cases = [path.name for path in sorted((self.raw / "lesionsTest").iterdir()) if read(path).any()][:n_cases]
-        columns = ["image", "filled in", "lesion", *shown]
+        with_lesion = (path.name for path in sorted((self.raw / "lesionsTest").iterdir()) if read(path).any())
+        cases = [self.slice_of(case, masks, finest, seed) for case in itertools.islice(with_lesion, n_cases)]
+        heights = [case["image"].shape[0] / case["image"].shape[1] for case in cases]
+        columns = ["image", "filled in", "lesion", *(name for name in masks if name != "the image itself")]
         figure, axes = plt.subplots(
-            len(cases), len(columns), figsize=(2 * len(columns), 2.1 * len(cases)), squeeze=False
+            len(cases),
+            len(columns),
+            figsize=(1.5 * len(columns), 1.5 * sum(heights) + 0.4),
+            squeeze=False,
+            height_ratios=heights,
         )
         for line, case in zip(axes, cases, strict=True):
-            plane = plane_of(sitk.ReadImage(str(self.raw / "lesionsTest" / case)).GetDirection(), self.plane)
-            lesion, bone = (plane.turn(read(self.raw / f"{name}Test" / case)) > 0 for name in ("lesions", "bones"))
-            index = int(np.argmax(lesion.sum((1, 2))))
-            image_name = case.replace(".nii.gz", "_0000.nii.gz")
-            image = plane.turn(read(self.raw / "imagesTest" / image_name))[index]
-            filled = plane.turn(read(self.folder(finest, seed) / "test" / "reconstructions" / image_name))[index]
-            box = around(bone[index], margin=8)
-            low, high = np.percentile(image[box], (1, 99.5))
-            outside, inside = ~bone[index], bone[index]
-            gain = image[outside].std() / max(float(filled[outside].std()), 1e-6)
-            filled = (filled - filled[outside].mean()) * gain + image[outside].mean()
-            panels = {"image": image, "filled in": np.where(inside, filled, image)}
+            low, high = np.percentile(case["image"], (1, 99.5))
             for axis, column in zip(line, columns, strict=True):
-                axis.imshow(panels.get(column, image)[box], cmap="gray", vmin=low, vmax=high)
-                axis.set_xticks([])
-                axis.set_yticks([])
+                background = case["filled in" if column == "filled in" else "image"]
+                axis.imshow(background, cmap="gray", vmin=low, vmax=high)
+                axis.axis("off")
                 if axis in axes[0]:
-                    axis.set_title(column, fontsize=8)
-                if column in panels:
-                    continue
-                axis.contour(lesion[index][box], [0.5], colors="white", linewidths=0.8)
+                    axis.set_title(column, fontsize=7)
+                if column not in ("image", "filled in"):
+                    axis.contour(case["lesion"], [0.5], colors="white", linewidths=0.6)
                 if column in masks:
-                    found = plane.turn(read(masks[column] / case))[index] > 0
-                    axis.imshow(
-                        np.ma.masked_equal(found[box].astype(float), 0), cmap="autumn", alpha=0.55, vmin=0, vmax=1
-                    )
-        figure.tight_layout(pad=0.3)
-        save_figure(figure, self.output / "lesions.png")
+                    found = np.ma.masked_equal(case[column].astype(float), 0)
+                    axis.imshow(found, cmap="autumn", alpha=0.55, vmin=0, vmax=1)
+        figure.tight_layout(pad=0.2)
+        save_figure(figure, self.output / "lesions.png", dpi=110)
+
+    def slice_of(self, case: str, masks: dict[str, Path], finest: str, seed: int) -> dict[str, np.ndarray]:
+        """Everything there is of the slice with most lesion, cut to the bone and a margin."""
+        image_name = case.replace(".nii.gz", "_0000.nii.gz")
+        volumes = {"image": read(self.raw / "imagesTest" / image_name).astype(float)}
+        volumes |= {name: read(self.raw / f"{name}sTest" / case) > 0 for name in ("lesion", "bone")}
+        filled = read(self.folder(finest, seed) / "test" / "reconstructions" / image_name)
+        scaled = to_scale_of(filled, volumes["image"], ~volumes["bone"])
+        volumes["filled in"] = np.where(volumes["bone"], scaled, volumes["image"])
+        volumes |= {method: read(folder / case) > 0 for method, folder in masks.items()}
+        plane = plane_of(sitk.ReadImage(str(self.raw / "lesionsTest" / case)).GetDirection(), self.plane)
+        turned = {name: plane.turn(volume) for name, volume in volumes.items()}
+        index = int(np.argmax(turned["lesion"].sum((1, 2))))
+        box = around(turned["bone"][index], margin=8)
+        return {name: volume[index][box] for name, volume in turned.items()}
 
 
 def wanted(row: dict, method: str) -> bool:

@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from nnunet_anomaly.files import save_json, write_image
 from nnunet_anomaly.phantoms.implants import implant_lesion
+from nnunet_anomaly.postprocessing.bml_morphology import to_scale_of
 from nnunet_anomaly.report.figures import save_figure
 
 NUMBER, ECHOES = "121", 3
@@ -154,12 +155,10 @@ def draw(raw: Path, output: Path) -> None:
         axis.axis("off")
     figure.tight_layout(pad=0.2)
     save_figure(figure, output / "femur.png", dpi=80)
+    scaled = to_scale_of(arrays["filled in"], image, ~bones)
     figure, axes = plt.subplots(3, len(LEFT_OUT), figsize=(2.2 * len(LEFT_OUT), 6.7))
     for column, number in zip(axes.T, LEFT_OUT, strict=True):
-        outside = ~bones[number]
-        filled, plane = arrays["filled in"][number], image[number].astype(float)
-        gain = plane[outside].std() / max(float(filled[outside].std()), 1e-6)
-        filled = np.where(outside, plane, (filled - filled[outside].mean()) * gain + plane[outside].mean())
+        plane, filled = image[number].astype(float), np.where(bones[number], scaled[number], image[number])
         rows, columns = (np.flatnonzero(bones[number].any(axis)) for axis in (1, 0))
         box = np.s_[max(0, rows[0] - 12) : rows[-1] + 13, max(0, columns[0] - 12) : columns[-1] + 13]
         high = np.percentile(plane[bones[number]], 99.5) * 1.1
