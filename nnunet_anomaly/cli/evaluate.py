@@ -311,16 +311,20 @@ def _print_comparisons(comparisons: Sequence[Row]) -> None:
             row["structure"],
             row["metric"],
             str(row["n"]),
-            f"{row['mean_difference']:+.4f}",
-            f"{row['ci95_low']:+.4f} to {row['ci95_high']:+.4f}",
-            f"{row['cohen_dz']:+.2f}",
-            f"{row['p_t']:.3g}",
-            f"{row['p_wilcoxon']:.3g}",
+            _number(row["mean_difference"], "+.4f"),
+            " to ".join(_number(row[end], "+.4f") for end in ("ci95_low", "ci95_high")),
+            _number(row["cohen_dz"], "+.2f"),
+            _number(row["p_t"], ".3g"),
+            _number(row["p_wilcoxon"], ".3g"),
         ]
         for row in comparisons
-        if row["metric"] in ("dsc", "asd_mm", "hd_mm", "hd95_mm", "nsd", "gap_dsc")
+        if row["n"] and row["metric"] in ("dsc", "asd_mm", "hd_mm", "hd95_mm", "nsd", "gap_dsc")
     ]
     if rows:
         print("\nPaired differences")
         header = ["methods", "structure", "metric", "n", "mean", "95 % CI", "dz", "p (t)", "p (Wilcoxon)"]
         print_table(header, rows, left_columns=3)
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
