@@ -252,8 +252,8 @@ def _by_minimum(
 
 
 def without_uncounted(
-    records: Mapping[str, Mapping[str, Any]], grid: Grid
-) -> tuple[Mapping[str, Mapping[str, Any]], Grid, list[str]]:
+    records: dict[str, dict[str, Any]], grid: Grid
+) -> tuple[dict[str, dict[str, Any]], Grid, list[str]]:
     """Records and grid without the equalisation ``none`` where a case could not count it, and the names of such cases.
 
     Combinations are compared on the same cases.
