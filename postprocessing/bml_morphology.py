@@ -24,7 +24,7 @@ Element = Literal["disc", "ball"]
 
 TOO_LARGE = (
     "The image or its reconstruction holds values near the limits of floating-point numbers, so that their difference "
-    "is none. Scale them down."
+    "cannot be computed. Scale them down."
 )
 
 
