@@ -23,7 +23,7 @@ import numpy as np
 from nnunet_anomaly.connected_components import label_components
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError, SettingsError
 from nnunet_anomaly.files import load_json
-from nnunet_anomaly.geometry import check_spacing
+from nnunet_anomaly.geometry import bounding_box, check_spacing, distance_to_mm
 from nnunet_anomaly.twins import LEFT, RIGHT, words_of
 
 MEDIAL, LATERAL, TROCHLEA = 1, 2, 3
@@ -144,6 +144,38 @@ def _notch_mm(condyles_mm: np.ndarray, largest_voxel_mm: float) -> float | None:
     in_valley = depths_mm >= depths_mm.max(axis=1, keepdims=True) / 2
     centres = (in_valley * np.arange(in_valley.shape[1])).sum(axis=1) / in_valley.sum(axis=1)
     return float(middles_mm[0] + (np.median(centres) + first[0]) * size_mm)
+
+
+def femur_of(
+    label_map: np.ndarray,
+    bone: np.ndarray,
+    femur: Sequence[int],
+    other_bones: Sequence[int],
+    spacing_mm: Sequence[float],
+) -> np.ndarray:
+    """The femur with its lesions: what of the bone no label of a bone claims belongs to the nearest labelled bone.
+
+    A lesion may have a label of its own, or be a hole in the label map that was closed and filled afterwards.
+
+    Args:
+        label_map: 3-D, integers.
+        bone: bool, of the same shape: all bones, lesions included.
+        femur: labels of the femur.
+        other_bones: labels of other bones; any other label is none.
+        spacing_mm: voxel size along every axis.
+
+    Returns:
+        bool array of the same shape, inside the bone; empty where the label map has no femur. What is as near to
+        another bone is femur.
+    """
+    labelled, other = np.isin(label_map, femur), np.isin(label_map, other_bones)
+    result = np.zeros(bone.shape, dtype=bool)
+    box = bounding_box(bone | other | labelled)
+    if box is None or not labelled.any():
+        return result
+    nearer = distance_to_mm(labelled[box], spacing_mm) <= distance_to_mm(other[box], spacing_mm)
+    result[box] = bone[box] & nearer
+    return result
 
 
 def femur_labels(labels: Mapping[str, Sequence[int]]) -> tuple[int, ...]:

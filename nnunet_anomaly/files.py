@@ -199,6 +199,18 @@ def read_image(path: Path | str) -> sitk.Image:
     return image
 
 
+def read_grey_image(path: Path | str) -> sitk.Image:
+    """``read_image`` of an image with one value a voxel.
+
+    Raises:
+        InputError: see there; or voxels of several components, such as colours.
+    """
+    image = read_image(path)
+    if (components := image.GetNumberOfComponentsPerPixel()) > 1:
+        raise InputError(f"{path} has {components} components per voxel (a colour image?); give grey values, one each.")
+    return image
+
+
 def _is_nifti(path: Path) -> bool:
     return path.name.endswith((".nii", ".nii.gz"))
 

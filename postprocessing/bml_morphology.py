@@ -22,6 +22,11 @@ Equalisation = Literal["slice", "volume", "none"]
 Scope = Literal["slice", "volume"]
 Element = Literal["disc", "ball"]
 
+TOO_LARGE = (
+    "The image or its reconstruction holds values near the limits of floating-point numbers, so that their difference "
+    "cannot be computed. Scale them down."
+)
+
 
 def bml_morphology(
     image: np.ndarray,
@@ -147,9 +152,10 @@ def bright_residual(
     residual = np.zeros(image.shape, dtype=np.float32)
     if not bone.any():
         return residual
-    reconstruction = to_scale_of(reconstruction, image, ~bone)
+    if equalisation == "none" or not bone.all():  # ranks of the bone alone need no scale
+        reconstruction = to_scale_of(reconstruction, image, ~bone)
     if equalisation == "none":
-        residual[bone] = np.maximum(image[bone] - reconstruction[bone], 0)
+        residual[bone] = _differences(image[bone], reconstruction[bone])
         return residual
     for part in _parts(image.shape, equalisation, axis):
         inside = bone[part]
@@ -204,23 +210,32 @@ def to_scale_of(reconstruction: np.ndarray, image: np.ndarray, known: np.ndarray
             to nnU-Net, which may not have normalised it, and does not count.
 
     Returns:
-        float64 array. As it was where both images agree in all known voxels already, and without any known voxel: ranks
-        need no scale then.
+        float64 array. As it was where both images agree in all known voxels, which have more than one value.
 
     Raises:
-        InputError: one of the two images has one value in all known voxels, so that nothing tells its scale.
+        InputError: nothing is known, or one of the two images has one value in all known voxels, so that nothing tells
+            the scale; or values are so large that it is beyond float64.
     """
     reconstruction = np.asarray(reconstruction, dtype=np.float64)
-    if np.array_equal(reconstruction[known], image[known]):
+    if not known.any():
+        raise InputError(
+            "The bone mask fills the image, so that nothing tells the scale of the reconstruction, which is needed "
+            "with bml.equalisation none. Take slice or volume, or give images that are larger than the bone."
+        )
+    ours, theirs = image[known].astype(np.float64), reconstruction[known]
+    if np.ptp(ours) > 0 and np.array_equal(theirs, ours):
         return reconstruction
-    telling = known & (image != 0)
-    ours, theirs = image[telling].astype(np.float64), reconstruction[telling]
+    ours, theirs = ours[ours != 0], theirs[ours != 0]
     if not ours.size or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         raise InputError(
             "Outside the bone the image or its reconstruction has one value, so that nothing tells the scale of the "
             "reconstruction. Give images, and reconstructions, that are not cut to the bone."
         )
-    return ours.mean() + ours.std() / theirs.std() * (reconstruction - theirs.mean())
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scaled = ours.mean() + ours.std() / theirs.std() * (reconstruction - theirs.mean())
+    if not np.isfinite(scaled).all():
+        raise InputError(TOO_LARGE)
+    return scaled
 
 
 def above_otsu(residual: np.ndarray, bone: np.ndarray, scope: Scope, axis: int | None) -> np.ndarray:
@@ -304,6 +319,19 @@ def _parts(shape: Sequence[int], scope: Scope, axis: int | None) -> Iterator[tup
         return
     for index in range(shape[axis]):
         yield (*(slice(None),) * axis, index)
+
+
+def _differences(image: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """What of an image is brighter, float32.
+
+    Raises:
+        InputError: values so large that a difference is beyond float32.
+    """
+    with np.errstate(over="ignore"):
+        brighter = np.maximum(image - reconstruction, 0).astype(np.float32)
+    if not np.isfinite(brighter).all():
+        raise InputError(TOO_LARGE)
+    return brighter
 
 
 def _checked(image: np.ndarray, reconstruction: np.ndarray, bone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from nnunet_anomaly.compartments import (
     TROCHLEA,
     femur_compartments,
     femur_labels,
+    femur_of,
     sides_of_cases,
 )
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError, SettingsError
@@ -172,6 +173,25 @@ def test_what_is_refused():
     for wrong in (femur[0], femur.astype(float)):
         with pytest.raises(LabelError):
             femur_compartments(wrong, (1, 1, 1), STRAIGHT, "left")
+
+
+def test_what_has_no_label_belongs_to_the_nearest_bone():
+    rng = np.random.default_rng(0)
+    spacing_mm = (2.0, 1.0, 0.6)
+    labels = np.zeros((8, 12, 14), np.uint8)
+    labels[:, :5], labels[:, 7:] = 5, 6
+    labels[rng.random(labels.shape) < 0.4] = 2  # a lesion's label
+    labels[rng.random(labels.shape) < 0.3] = 0  # holes
+    bone = rng.random(labels.shape) < 0.9
+    expected = np.zeros(labels.shape, bool)
+    places = {label: np.argwhere(labels == label) * spacing_mm for label in (5, 6)}
+    for place in np.argwhere(bone):
+        far = {label: np.linalg.norm(places[label] - place * spacing_mm, axis=1).min() for label in places}
+        expected[tuple(place)] = far[5] <= far[6] * (1 + 1e-9)
+    np.testing.assert_array_equal(femur_of(labels, bone, (5,), (6,), spacing_mm), expected)
+    np.testing.assert_array_equal(femur_of(labels.T, bone.T, (5,), (6,), spacing_mm[::-1]), expected.T)
+    np.testing.assert_array_equal(femur_of(labels, bone, (5,), (), spacing_mm), bone)
+    assert not femur_of(labels, bone, (9,), (6,), spacing_mm).any()
 
 
 def test_names_of_the_femur():

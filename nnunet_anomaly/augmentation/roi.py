@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from scipy import ndimage
 
 from nnunet_anomaly.augmentation.protected_channels import set_aside
-from nnunet_anomaly.geometry import bounding_box, close_mm, dilate_mm
+from nnunet_anomaly.geometry import ROUNDING, bounding_box, close_mm, dilate_mm
 
 
 def region_of_interest(
@@ -38,19 +39,26 @@ def region_of_interest(
 
 
 def closed_and_filled_region(
-    labels: np.ndarray, roi_labels: Sequence[int], closing_mm: float, spacing_mm: Sequence[float]
+    labels: np.ndarray,
+    roi_labels: Sequence[int],
+    closing_mm: float,
+    spacing_mm: Sequence[float],
+    slice_axes: Sequence[int] = (0,),
+    largest_hole_mm2: float = math.inf,
 ) -> np.ndarray:
     """The region of a *predicted* label map with its gaps closed, so that a lesion that was left out is in it.
 
     The union of the labels is closed by a ball of ``closing_mm``; then holes are filled, in 3-D and after that slice by
-    slice along the first axis, because a lesion at a bone's surface often opens towards a neighbouring slice only.
-    A region at the edge of the array is closed as if there were background outside.
+    slice, because a lesion at a bone's surface often opens towards a neighbouring slice only. A region at the edge of
+    the array is closed as if there were background outside.
 
     Args:
         labels: integer label map, 2-D or 3-D; a 2-D map is filled in its plane.
         roi_labels: at least one label. Where none of them occurs, the region is empty.
         closing_mm: radius of the ball; 0 only fills.
         spacing_mm: voxel size along every axis of ``labels``.
+        slice_axes: of a 3-D map, the axes across slices that are filled; none: only what is enclosed in 3-D is.
+        largest_hole_mm2: area of the largest hole of a slice that is filled, as soft tissue may be enclosed as well.
 
     Returns:
         bool array of the same shape; contains every voxel of ``roi_labels``.
@@ -59,11 +67,26 @@ def closed_and_filled_region(
     box = bounding_box(result)
     if box is None:
         return result
-    region = ndimage.binary_fill_holes(close_mm(result[box], closing_mm, spacing_mm))
-    if region.ndim == 3:
-        region = np.stack([ndimage.binary_fill_holes(plane) for plane in region])
-    result[box] = region
+    region = close_mm(result[box], closing_mm, spacing_mm)
+    if region.ndim == 2:
+        result[box] = _with_small_holes(region, largest_hole_mm2 / math.prod(spacing_mm))
+        return result
+    region = ndimage.binary_fill_holes(region)
+    filled = region.copy()
+    for axis in slice_axes:
+        largest_pixels = largest_hole_mm2 * spacing_mm[axis] / math.prod(spacing_mm)
+        planes = [_with_small_holes(plane, largest_pixels) for plane in np.moveaxis(region, axis, 0)]
+        filled |= np.stack(planes, axis)
+    result[box] = filled
     return result
+
+
+def _with_small_holes(plane: np.ndarray, largest_pixels: float) -> np.ndarray:
+    """A 2-D mask and its holes of up to so many pixels."""
+    holes = ndimage.binary_fill_holes(plane) & ~plane
+    numbers, _ = ndimage.label(holes)
+    is_small = np.bincount(numbers.ravel()) <= largest_pixels * (1 + ROUNDING)
+    return plane | (holes & is_small[numbers])
 
 
 class RoiChannelTransform(BasicTransform):

@@ -141,14 +141,27 @@ def cases_of(args: argparse.Namespace) -> Mapping[str, CaseFiles | ErrorMapFiles
     """
     from nnunet_anomaly.workflow.bml_lesions import find_cases, find_error_maps
 
-    inputs = [args.b, *(args.r or args.e), *([args.i] if args.i else [])]
-    if args.o.resolve() in {folder.resolve() for folder in inputs}:
-        raise InputError(f"{args.o} is input and output; name another output folder, so that nothing is lost.")
+    check_output(args)
     if args.e:
         return find_error_maps(args.e, args.b, args.channel, args.i)
     if not args.i:
         raise InputError("Reconstructions (-r) are compared with their images: name the folder of these with -i.")
     return find_cases(args.i, args.r, args.b, args.channel or 0)
+
+
+def check_output(args: argparse.Namespace, *more: Path) -> None:
+    """Nothing is written, or removed, among the input.
+
+    Args:
+        args: of the command.
+        more: further folders of input.
+
+    Raises:
+        InputError: the output folder is one of the input folders.
+    """
+    inputs = [args.b, *(args.r or args.e), *([args.i] if args.i else []), *more]
+    if args.o.resolve() in {folder.resolve() for folder in inputs}:
+        raise InputError(f"{args.o} is input and output; name another output folder, so that nothing is lost.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -167,9 +180,8 @@ def run(args: argparse.Namespace) -> int:
 
 def warn_out_of_reach(summary: Mapping[str, Any]) -> None:
     """Say on the error stream which radii reach no other voxel."""
+    from nnunet_anomaly.workflow.bml_lesions import said_out_of_reach
+
     for name, cases in summary["out_of_reach"].items():
-        print(
-            f"Warning: in {cases} of {summary['cases']} cases bml.{name} {summary['settings'][name]:g} is less than "
-            "the finest voxel size in a slice, so that it does nothing there.",
-            file=sys.stderr,
-        )
+        said = said_out_of_reach(name, summary["settings"][name], cases, summary["cases"])
+        print(f"Warning: {said}", file=sys.stderr)

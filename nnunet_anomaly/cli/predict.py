@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     job = Job.from_arguments(args)
     settings = _settings(args, job)
     labels = tuple(args.labels or settings.roi.labels)
-    plan = Plan(job, args.input, args.output, labels, _femur(job, labels), settings, _sides(args), args.channel)
+    femur, others = _bones(job, labels)
+    plan = Plan(job, args.input, args.output, labels, femur, others, settings, _sides(args), args.channel)
     outcome = predict_lesions(plan)
     print(f"{len(outcome.done)} done, {len(outcome.skipped)} were there already, {len(outcome.failed)} failed.")
     print(
@@ -90,20 +91,26 @@ def _settings(args: argparse.Namespace, job: Job) -> AnomalySettings:
     return AnomalySettings.from_plans(load_json(job.model / "plans.json")).with_values(values)
 
 
-def _femur(job: Job, labels: tuple[int, ...]) -> tuple[int, ...]:
-    """Labels of the femur among those of the bone, by the names in the dataset.json beside the bone masks."""
+def _bones(job: Job, labels: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the labels of the bone those of the femur, and those of other bones; a lesion's label is of neither.
+
+    By the names in the dataset.json beside the bone masks, or in that of the dataset.
+    """
     from nnunet_anomaly.compartments import femur_labels
-    from nnunet_anomaly.dataset_roles import labels_by_name
+    from nnunet_anomaly.dataset_roles import labels_by_name, lesion_labels
     from nnunet_anomaly.files import load_json
 
     folder = job.masks_folder()
     assert folder is not None
     beside = folder / "dataset.json"
     path = beside if beside.is_file() else job.raw / "dataset.json"
-    found = tuple(label for label in femur_labels(labels_by_name(load_json(path), path)) if label in labels)
-    if not found:
+    content = load_json(path)
+    names = labels_by_name(content, path)
+    femur = tuple(label for label in femur_labels(names) if label in labels)
+    if not femur:
         print(f"No label of the bone is called femur in {path}: lesions have no compartment.")
-    return found
+    lesions = lesion_labels({**content, "labels": names})
+    return femur, tuple(label for label in labels if label not in (*femur, *lesions))
 
 
 def _sides(args: argparse.Namespace) -> Mapping[str, str | None]:

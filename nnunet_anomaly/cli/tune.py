@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_anomaly.cli.lesions import add_case_arguments, add_settings_arguments, cases_of, labels_of, settings_of
+from nnunet_anomaly.cli.lesions import (
+    add_case_arguments,
+    add_settings_arguments,
+    cases_of,
+    check_output,
+    labels_of,
+    settings_of,
+)
 from nnunet_anomaly.cli.output import print_failures, print_without_reference
 from nnunet_anomaly.errors import InputError, SettingsError
 
@@ -87,25 +94,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tune_bml(args: argparse.Namespace) -> int:
-    from nnunet_anomaly.workflow.tune_bml import best_row, count_cases, refuse_without_lesion, search_table
+    from nnunet_anomaly.workflow.tune_bml import (
+        best_row,
+        count_cases,
+        refuse_without_lesion,
+        search_table,
+        without_uncounted,
+    )
     from nnunet_anomaly.workflow.tune_bml_report import chosen_settings, forget_search, save_search, write_into_plans
 
     settings = settings_of(args)
+    check_output(args, args.ref)
+    forget_search(args.o)
     cases, references, without = _cases_with_reference(args)
     refuse_without_lesion(references)
     grid = _grid(args, cases, settings.bml)
     print(f"{len(grid.combinations())} combinations on {len(cases)} cases.")
     print_without_reference({"error maps" if args.e else "reconstructions": without})
-    forget_search(args.o)
     records, outcome = count_cases(cases, references, labels_of(args, settings), settings.bml, grid, args.o, args.np)
     print(f"{len(outcome.done)} done, {len(outcome.skipped)} were there already, {len(outcome.failed)} failed.")
     if outcome.failed:
         print_failures(outcome)
         print("Nothing was chosen. Mend these cases, or take their reference masks away, and go on.", file=sys.stderr)
         return outcome.exit_code
+    records, grid, unscaled = without_uncounted(records, grid)
     rows, criterion = search_table(records, grid), "dice_pooled" if args.pooled else "dice"
     best = best_row(rows, grid, criterion)
-    warnings = save_search(args.o, settings.bml, grid, rows, best, criterion, records)
+    warnings = save_search(args.o, settings.bml, grid, rows, best, criterion, records, unscaled)
     if args.m:
         write_into_plans(args.m / "plans.json", chosen_settings(settings.bml, rows[best]))
     _print_best(rows[best], args)

@@ -35,6 +35,7 @@ class ReconstructionModel:
     pretrained: bool  # one of them began with weights from elsewhere
     residual: Residual
     margin_mm: float  # around the labels of the region, erased by networks that need masks
+    masks_are_filled: bool = False  # closed and filled before, so that nothing is left to do but the margin
 
     @property
     def learnt_from(self) -> set[str]:
@@ -192,6 +193,8 @@ def two_pass_region(model: ReconstructionModel, case: PreparedCase) -> np.ndarra
     """
     assert case.labels is not None
     roi = model.settings.roi
+    if model.masks_are_filled:
+        return region_of_interest(case.labels[0], roi.labels, model.margin_mm, model.configuration.spacing)
     spacing_mm = list(model.configuration.spacing)
     if len(spacing_mm) == 2:
         spacing_mm = [case.properties["spacing"][model.plans.transpose_forward[0]], *spacing_mm]

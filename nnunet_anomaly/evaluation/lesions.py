@@ -184,15 +184,25 @@ def size_groups(sizes: np.ndarray, edges: Sequence[float], unit: str = "mm3") ->
 
     Args:
         sizes: of the lesions.
-        edges: ascending; n edges make n + 1 groups.
+        edges: ascending, none twice; n edges make n + 1 groups, whose names differ.
         unit: of both.
     """
     place = np.searchsorted(np.asarray(edges, dtype=float), sizes, side="left")
-    texts = [f"{edge:.4g}" if abs(edge) < 10_000 else f"{edge:.0f}" for edge in edges]
+    texts = _different_texts(edges)
     if not texts:
         return {"all sizes": place == 0}
     names = [f"up to {texts[0]} {unit}", *(f"{low} to {high} {unit}" for low, high in pairwise(texts))]
     return {name: place == index for index, name in enumerate([*names, f"above {texts[-1]} {unit}"])}
+
+
+def _different_texts(values: Sequence[float]) -> list[str]:
+    """Numbers in four digits, or in as many more as keep them apart."""
+    texts: list[str] = []
+    for digits in range(4, 18):  # 17 tell any two float64 apart
+        texts = [f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:.0f}" for value in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
 
 
 def third_order_fit(volumes_mm3: np.ndarray, values: np.ndarray) -> Polynomial | None:

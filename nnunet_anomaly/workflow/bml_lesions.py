@@ -20,7 +20,7 @@ from nnunet_anomaly.files import (
     is_up_to_date,
     load_json,
     made_from,
-    read_image,
+    read_grey_image,
     run_cases,
     save_json,
     save_volume,
@@ -213,7 +213,7 @@ def read_case(files: CaseFiles | ErrorMapFiles, labels: Sequence[int]) -> Case |
     if isinstance(files, ErrorMapFiles):
         return _read_error_map(files, labels)
     image_path, reconstruction_path, bone_path = files.existing()
-    image, reconstruction = read_image(image_path), read_image(reconstruction_path)
+    image, reconstruction = read_grey_image(image_path), read_grey_image(reconstruction_path)
     check_same_grid(image, image_path, reconstruction, reconstruction_path)
     bone = read_region(bone_path, labels, image, image_path)
     ours, theirs = (sitk.GetArrayFromImage(each) for each in (image, reconstruction))
@@ -225,9 +225,9 @@ def _read_error_map(files: ErrorMapFiles, labels: Sequence[int]) -> ErrorMapCase
 
     if files.bone is None:
         raise InputError(f"There is no bone mask of the same name as {files.error_map}.")
-    image = read_image(files.error_map)
+    image = read_grey_image(files.error_map)
     if files.image is not None:
-        check_same_grid(read_image(files.image), files.image, image, files.error_map)
+        check_same_grid(read_grey_image(files.image), files.image, image, files.error_map)
     bone = read_region(files.bone, labels, image, files.error_map)
     return ErrorMapCase(sitk.GetArrayFromImage(image), bone, spacing_zyx_mm(image), image)
 
@@ -292,6 +292,14 @@ def out_of_reach(settings: BmlSettings, finest_mm: Iterable[float]) -> dict[str,
         for name in ("opening_mm", "closing_mm")
     }
     return {name: cases for name, cases in found.items() if cases}
+
+
+def said_out_of_reach(name: str, radius_mm: float, cases: int, of_cases: int) -> str:
+    """A sentence for each of ``out_of_reach``."""
+    return (
+        f"In {cases} of {of_cases} cases bml.{name} {radius_mm:g} is less than the finest voxel size in a slice, so "
+        "that it does nothing there."
+    )
 
 
 def _find_in_file(

@@ -54,6 +54,7 @@ class Job:
     allow_leak: bool
     num_processes: int
     device: torch.device
+    masks_are_filled: bool = False  # those of masks_from, see ReconstructionModel
 
     @staticmethod
     def from_arguments(args: argparse.Namespace) -> Job:
@@ -111,6 +112,7 @@ class Job:
             "settings": self._region_settings(),
             "masks_from": folder.name if folder else None,
             "masks_sha256": sha256_of(masks) if masks else None,
+            **({"masks_are_filled": True} if self.masks_are_filled else {}),
         }
 
     def _region_settings(self) -> dict[str, Any] | None:

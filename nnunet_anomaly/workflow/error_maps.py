@@ -106,6 +106,7 @@ def for_new_images(job: Job, images: Path, output: Path) -> Outcome:
     _check_reconstructions_folder(job, images, output, *(job.raw / name for name in IMAGE_FOLDERS))
     folds = job.all_folds()
     model = load_model(job.model, folds, job.checkpoint)
+    model.masks_are_filled = job.masks_are_filled
     check_masks_are_needed(job, model)
     seen = (model.learnt_from | set(collect.case_names(job.raw / "imagesTr", ending))) & set(cases)
     if seen and not job.allow_leak:

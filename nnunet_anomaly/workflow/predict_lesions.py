@@ -7,6 +7,7 @@ a folder of its own, so that it can be looked at and a killed run goes on where 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_anomaly.augmentation.roi import closed_and_filled_region
-from nnunet_anomaly.compartments import femur_compartments
+from nnunet_anomaly.compartments import femur_compartments, femur_of
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.evaluation.cohort import json_safe, save_table
 from nnunet_anomaly.evaluation.lesion_table import CASE_COLUMNS, LESION_COLUMNS, csv_rows, lesion_table
@@ -23,12 +24,15 @@ from nnunet_anomaly.files import (
     is_up_to_date,
     load_json,
     made_from,
+    read_grey_image,
     read_image,
     run_cases,
     save_json,
     save_volume,
 )
+from nnunet_anomaly.geometry import ROUNDING
 from nnunet_anomaly.label_maps import case_name, check_same_grid, files_by_case, read_label_map, spacing_zyx_mm
+from nnunet_anomaly.postprocessing.bml_morphology import slice_axis
 from nnunet_anomaly.settings import AnomalySettings
 from nnunet_anomaly.workflow import bml_lesions, error_maps
 from nnunet_anomaly.workflow.error_map_job import Job
@@ -42,6 +46,8 @@ LABEL_MAPS, BONES, ERROR_MAPS, RECONSTRUCTIONS, MASKS, RECORDS = (
     "lesions",
     "cases",
 )
+# a hole in a slice, which a lesion left, is filled up to the area of a disc of so many radii of the closing
+HOLE_RADII = 3
 LESION_TABLE, CASE_TABLE = "lesions.csv", "cases.csv"
 
 
@@ -55,6 +61,7 @@ class Plan:
         output: folder to write to.
         bone_labels: labels of the bone in those label maps.
         femur_labels: those of them that are the femur; empty: there are no compartments.
+        other_bones: those of them that are other bones; labels of lesions are neither.
         settings: ``roi.closing_mm`` and the group ``bml`` count.
         sides: of the knees, by case.
         channel: of the images that lesions are looked for in.
@@ -65,6 +72,7 @@ class Plan:
     output: Path
     bone_labels: tuple[int, ...]
     femur_labels: tuple[int, ...]
+    other_bones: tuple[int, ...]
     settings: AnomalySettings
     sides: Mapping[str, str | None]
     channel: int
@@ -94,6 +102,7 @@ def predict_lesions(plan: Plan) -> Outcome:
         dataclasses.replace(
             job,
             masks_from=str(output / BONES),
+            masks_are_filled=True,
             output=str(output / ERROR_MAPS),
             reconstructions=output / RECONSTRUCTIONS,
         ),
@@ -148,6 +157,7 @@ def _bones(plan: Plan, images: Mapping[str, Path], label_maps: Mapping[str, Path
                 label_maps.get(case),
                 plan.bone_labels,
                 plan.settings.roi.closing_mm,
+                plan.settings.bml.slice_axis,
                 label,
                 plan.output / BONES / f"{case}{plan.ending}",
             ),
@@ -158,28 +168,60 @@ def _bones(plan: Plan, images: Mapping[str, Path], label_maps: Mapping[str, Path
 
 
 def _write_bone(
-    image_path: Path, label_map: Path | None, labels: tuple[int, ...], closing_mm: float, value: int, target: Path
+    image_path: Path,
+    label_map: Path | None,
+    labels: tuple[int, ...],
+    closing_mm: float,
+    axis: int,
+    value: int,
+    target: Path,
 ) -> bool:
     """Worker: the bone mask of one case; False when it is there."""
     case = case_name(target)
     if label_map is None:
         raise InputError(f"There is no label map of {case} that says where the bone is.")
     record = target.parent / RECORDS / f"{case}.json"
-    source = made_from([image_path, label_map], {"labels": labels, "closing_mm": closing_mm, "value": value})
+    settings = {"labels": labels, "closing_mm": closing_mm, "slice_axis": axis, "value": value}
+    source = made_from([image_path, label_map], settings)
     if target.is_file() and is_up_to_date(record, source):
         return False
     for path in (record, target):
         path.unlink(missing_ok=True)
     array, grid = read_label_map(label_map)
-    image = read_image(image_path)
+    image = read_grey_image(image_path)
     check_same_grid(image, image_path, grid, label_map)
-    region = closed_and_filled_region(array, labels, closing_mm, spacing_zyx_mm(grid))
+    region = whole_bones(array, labels, closing_mm, spacing_zyx_mm(grid), axis)
     if not region.any():
         raise InputError(f"{label_map} holds none of the labels {list(labels)}: there is no bone to look at.")
     mask = np.where(region, value, 0).astype(np.uint8 if value < 256 else np.uint16)
     save_volume(mask, target, image.GetSpacing(), image.GetOrigin(), image.GetDirection())
     save_json({"made_from": source}, record)
     return True
+
+
+def whole_bones(
+    label_map: np.ndarray, labels: Sequence[int], closing_mm: float, spacing_mm: Sequence[float], axis: int
+) -> np.ndarray:
+    """Bones, closed and filled: what is enclosed in 3-D, and in slices holes up to ``HOLE_RADII`` of the closing.
+
+    Args:
+        label_map: integers, 2-D or 3-D.
+        labels: of the bones.
+        closing_mm: radius of the closing.
+        spacing_mm: voxel size along every axis.
+        axis: across slices; -1: the axis of the coarsest spacing. Where several axes are as coarse there are no slices,
+            so that the order of axes does not count.
+
+    Returns:
+        bool array of the same shape.
+
+    Raises:
+        SettingsError: there is no such axis.
+    """
+    chosen, largest_mm2 = slice_axis(spacing_mm, axis), math.pi * (HOLE_RADII * closing_mm) ** 2
+    is_one_of_many = axis == -1 and sum(size_mm >= max(spacing_mm) * (1 - ROUNDING) for size_mm in spacing_mm) > 1
+    axes = [] if chosen is None or is_one_of_many else [chosen]
+    return closed_and_filled_region(label_map, labels, closing_mm, spacing_mm, axes, largest_mm2)
 
 
 def _measure(plan: Plan, cases: Mapping[str, bml_lesions.CaseFiles], label_maps: Mapping[str, Path]) -> Outcome:
@@ -194,13 +236,14 @@ def _measure(plan: Plan, cases: Mapping[str, bml_lesions.CaseFiles], label_maps:
                 label_maps[case],
                 plan.output / MASKS / f"{case}{bml_lesions.ENDING}",
                 plan.femur_labels,
+                plan.other_bones,
                 plan.sides.get(case),
                 folder / f"{case}.json",
             ),
         )
         for case, files in cases.items()
     ]
-    outcome = run_cases(_measure_case, arguments, plan.job.num_processes, "tables")
+    outcome = run_cases(measure_case, arguments, plan.job.num_processes, "tables")
     records = [load_json(folder / f"{case}.json") for case in cases if case not in outcome.failed]
     lesions = [row for record in records for row in record["lesions"]]
     save_table(lesions, plan.output / LESION_TABLE, LESION_COLUMNS)
@@ -208,12 +251,13 @@ def _measure(plan: Plan, cases: Mapping[str, bml_lesions.CaseFiles], label_maps:
     return outcome
 
 
-def _measure_case(
+def measure_case(
     case: str,
     files: bml_lesions.CaseFiles,
     label_map: Path,
     mask_path: Path,
     femur_labels: tuple[int, ...],
+    other_bones: tuple[int, ...],
     side: str | None,
     record: Path,
 ) -> bool:
@@ -221,14 +265,14 @@ def _measure_case(
     import SimpleITK as sitk
 
     image_path, _, bone_path = files.existing()
-    settings = {"femur": femur_labels, "side": side}
+    settings = {"femur": femur_labels, "other_bones": other_bones, "side": side}
     source = made_from([image_path, bone_path, label_map, mask_path], settings)
     if is_up_to_date(record, source):
         return False
     image = read_image(image_path)
-    mask, bone = read_label_map(mask_path)[0], read_label_map(bone_path)[0]
+    mask, bone, labels = (read_label_map(path)[0] for path in (mask_path, bone_path, label_map))
     spacing_mm, direction = spacing_zyx_mm(image), image.GetDirection()
-    femur = np.isin(read_label_map(label_map)[0], femur_labels)
+    femur = femur_of(labels, bone != 0, femur_labels, other_bones, spacing_mm)
     parts = femur_compartments(femur, spacing_mm, direction, side) if femur_labels else None
     compartments = None if parts is None else parts.label_map
     table = lesion_table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -160,8 +160,9 @@ def count_cases(
 
     Returns:
         Record of every case that did not fail: ``reference_voxels``, ``outside_bone_voxels`` (of the reference),
-        ``voxel_mm3``, and ``found`` and ``hit`` (voxels, of which in the reference) for every combination in the order
-        of ``grid.combinations()``; and what became of all cases.
+        ``voxel_mm3``, ``finest_in_plane_mm``, and ``found`` and ``hit`` (voxels, of which in the reference; ``None``:
+        see ``count_overlaps``) for every combination in the order of ``grid.combinations()``; and what became of all
+        cases.
     """
     folder = output / RECORDS
     work = [
@@ -181,7 +182,7 @@ def _count_file(
     record: Path,
 ) -> bool:
     """Worker: one case; False when it is finished already."""
-    kept = {"labels": labels, "element": base.element, "slice_axis": base.slice_axis, "grid": asdict(grid)}
+    kept = {"labels": labels, "element": base.element, "slice_axis": base.slice_axis, "tried": asdict(grid)}
     source = made_from([*(path for path in files if path is not None), reference_path], kept)
     if is_up_to_date(record, source):
         return False
@@ -197,6 +198,7 @@ def _count_file(
         "reference_voxels": int(np.count_nonzero(lesion)),
         "outside_bone_voxels": int(np.count_nonzero((lesion != 0) & ~case.bone)),
         "voxel_mm3": math.prod(case.spacing_mm),
+        "finest_in_plane_mm": min(in_plane_mm(case.spacing_mm, slice_axis(case.spacing_mm, base.slice_axis))),
         "found": [found_voxels for found_voxels, _ in found],
         "hit": [hit_voxels for _, hit_voxels in found],
     }
@@ -206,7 +208,7 @@ def _count_file(
 
 def count_overlaps(
     case: Case | ErrorMapCase, lesion: np.ndarray, base: BmlSettings, grid: Grid
-) -> list[tuple[int, int]]:
+) -> list[tuple[int | None, int | None]]:
     """Voxels found, and those of them in the lesion, by every combination; what combinations share is done once.
 
     Args:
@@ -217,11 +219,16 @@ def count_overlaps(
 
     Returns:
         Two numbers a combination, in the order of ``grid.combinations()``: those of the masks of ``case.lesions``.
+        ``None`` without equalisation where the bone fills the image, but others are tried (see ``to_scale_of``).
     """
     axis = slice_axis(case.spacing_mm, base.slice_axis)
     element_mm = element_spacing_mm(case.spacing_mm, axis, base.element, grid.largest_mm())
-    counts = []
-    for equalisation in grid.equalisation or ("none",):
+    equalisations = grid.equalisation or ("none",)
+    counts: list[tuple[int | None, int | None]] = []
+    for equalisation in equalisations:
+        if equalisation == "none" and len(equalisations) > 1 and case.bone.all():
+            counts += [(None, None)] * (len(grid.combinations()) // len(equalisations))
+            continue
         residual = case.residual(equalisation, axis)  # type: ignore[arg-type]
         for otsu in grid.otsu:
             raw = above_otsu(residual, case.bone, otsu, axis)  # type: ignore[arg-type]
@@ -244,6 +251,24 @@ def _by_minimum(
     return [(int(sizes[large].sum()), int(hits[large].sum())) for large in kept]
 
 
+def without_uncounted(
+    records: dict[str, dict[str, Any]], grid: Grid
+) -> tuple[dict[str, dict[str, Any]], Grid, list[str]]:
+    """Records and grid without the equalisation ``none`` where a case could not count it, and the names of such cases.
+
+    Combinations are compared on the same cases.
+    """
+    names = [case for case, record in records.items() if None in record["found"]]
+    if not names or grid.equalisation is None:
+        return records, grid, names
+    kept = [index for index, row in enumerate(grid.combinations()) if row["equalisation"] != "none"]
+    fewer = {
+        case: {**record, **{name: [record[name][index] for index in kept] for name in ("found", "hit")}}
+        for case, record in records.items()
+    }
+    return fewer, replace(grid, equalisation=tuple(each for each in grid.equalisation if each != "none")), names
+
+
 def search_table(records: Mapping[str, Mapping[str, Any]], grid: Grid) -> list[dict[str, Any]]:
     """A row for every combination: its settings, ``dice``, ``dice_pooled`` and ``lesion_free_mm3``.
 
@@ -252,7 +277,7 @@ def search_table(records: Mapping[str, Mapping[str, Any]], grid: Grid) -> list[d
     every case has one.
 
     Args:
-        records: see ``count_cases``; at least one has a lesion.
+        records: see ``count_cases`` and ``without_uncounted``; at least one has a lesion.
         grid: of these records.
     """
     rows = []
@@ -287,9 +312,7 @@ def counts_of(record: Mapping[str, Any], index: int) -> OverlapCounts:
 
 
 def best_row(rows: Sequence[Mapping[str, Any]], grid: Grid, criterion: str) -> int:
-    """Index of the row with the highest criterion; of equal ones that with the smallest filters.
-
-    Smallest opening first, then closing, then volume; then by the order in the grid.
+    """Index of the row that comes first, see ``preference``.
 
     Raises:
         InputError: no combination hits a lesion.
@@ -300,13 +323,18 @@ def best_row(rows: Sequence[Mapping[str, Any]], grid: Grid, criterion: str) -> i
             "masks of these cases, and are the lesions brighter than the bone around them (or in the error maps)?"
         )
 
-    def preference(index: int) -> tuple[Any, ...]:
-        row = rows[index]
-        smallest = (row["opening_mm"], row["closing_mm"], row["minimum_mm3"])
-        order = [grid.tried()[name].index(row[name]) for name in ("otsu", "equalisation") if name in row]
-        return (-row[criterion], *smallest, *order)
+    return min(range(len(rows)), key=lambda index: preference(rows[index], grid, criterion))
 
-    return min(range(len(rows)), key=preference)
+
+def preference(row: Mapping[str, Any], grid: Grid, criterion: str) -> tuple[float, ...]:
+    """Sorts rows, the best first: highest criterion, then what finds least in cases without lesion.
+
+    Then the smallest filters, as it costs a lesion least: opening first, then closing, then volume; then the order in
+    the grid.
+    """
+    smallest = (row["opening_mm"], row["closing_mm"], row["minimum_mm3"])
+    order = [grid.tried()[name].index(row[name]) for name in ("otsu", "equalisation") if name in row]
+    return (-row[criterion], row["lesion_free_mm3"] or 0.0, *smallest, *order)
 
 
 def at_the_edge(row: Mapping[str, Any], grid: Grid) -> list[str]:

@@ -11,9 +11,11 @@ from nnunet_anomaly import __version__
 from nnunet_anomaly.evaluation.cohort import save_table
 from nnunet_anomaly.evaluation.overlap import dice
 from nnunet_anomaly.files import load_json, save_json
+from nnunet_anomaly.postprocessing.bml_morphology import reaches_nothing
 from nnunet_anomaly.report.page import Page
 from nnunet_anomaly.settings import BLOCK, AnomalySettings, BmlSettings
-from nnunet_anomaly.workflow.tune_bml import Grid, at_the_edge, counts_of
+from nnunet_anomaly.workflow.bml_lesions import said_out_of_reach
+from nnunet_anomaly.workflow.tune_bml import Grid, at_the_edge, counts_of, preference
 
 SETTINGS, TABLE, CASES, SUMMARY, PAGE = "settings.json", "search.csv", "cases.csv", "search.json", "report.md"
 CRITERIA = {"dice": "mean Dice of cases with a lesion", "dice_pooled": "Dice of all cases' voxels together"}
@@ -58,9 +60,17 @@ def case_rows(records: Mapping[str, Mapping[str, Any]], index: int) -> list[dict
     return rows
 
 
-def warnings_of(row: Mapping[str, Any], grid: Grid, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def warnings_of(
+    row: Mapping[str, Any], grid: Grid, records: Mapping[str, Mapping[str, Any]], unscaled: Sequence[str]
+) -> list[str]:
     """Sentences on what a reader of the result should know."""
-    said = [
+    said = _out_of_reach(grid, [record["finest_in_plane_mm"] for record in records.values()])
+    if unscaled:
+        said.append(
+            "bml.equalisation none was left out: the bone mask fills the image, so that nothing tells the scale of the "
+            f"reconstruction, in {', '.join(unscaled)}."
+        )
+    said += [
         f"The best bml.{name} ({row[name]:g}) is the largest that was tried; larger ones may be better."
         for name in at_the_edge(row, grid)
     ]
@@ -74,6 +84,16 @@ def warnings_of(row: Mapping[str, Any], grid: Grid, records: Mapping[str, Mappin
     return said
 
 
+def _out_of_reach(grid: Grid, finest_mm: Sequence[float]) -> list[str]:
+    """A sentence for every radius that does nothing in some case."""
+    found = [
+        (name, radius_mm, sum(reaches_nothing(radius_mm, size_mm) for size_mm in finest_mm))
+        for name in ("opening_mm", "closing_mm")
+        for radius_mm in getattr(grid, name)
+    ]
+    return [said_out_of_reach(*each, len(finest_mm)) for each in found if each[-1]]
+
+
 def save_search(
     output: Path,
     base: BmlSettings,
@@ -82,9 +102,13 @@ def save_search(
     best: int,
     criterion: str,
     records: Mapping[str, Mapping[str, Any]],
+    unscaled: Sequence[str] = (),
 ) -> list[str]:
-    """Write ``search.csv``, ``cases.csv``, ``search.json``, ``settings.json`` and ``report.md``; return warnings."""
-    chosen, warnings = chosen_settings(base, rows[best]), warnings_of(rows[best], grid, records)
+    """Write ``search.csv``, ``cases.csv``, ``search.json``, ``settings.json`` and ``report.md``; return warnings.
+
+    ``unscaled`` are the cases for which ``none`` was left out (see ``tune_bml.without_uncounted``).
+    """
+    chosen, warnings = chosen_settings(base, rows[best]), warnings_of(rows[best], grid, records, unscaled)
     cases = case_rows(records, best)
     save_table(rows, output / TABLE, list(_columns_of(rows)))
     save_table(cases, output / CASES)
@@ -99,7 +123,8 @@ def save_search(
     }
     save_json(summary, output / SUMMARY)
     save_json({"bml": asdict(chosen)}, output / SETTINGS)
-    _write_page(output, summary, rows, criterion, cases, chosen)
+    ranked = sorted(rows, key=lambda row: preference(row, grid, criterion))
+    _write_page(output, summary, ranked, criterion, cases, chosen)
     return warnings
 
 
@@ -145,7 +170,7 @@ def _write_page(
     page.table(_worth(rows, summary["grid"], criterion), formats={"best": ".4f"})
     page.section(f"The best {min(SHOWN, len(rows))} of {len(rows)}")
     page.text(f"All of them: [{TABLE}]({TABLE}).")
-    page.table(sorted(rows, key=lambda row: -row[criterion])[:SHOWN], _columns_of(rows), FORMATS)
+    page.table(rows[:SHOWN], _columns_of(rows), FORMATS)
     page.section("Cases, with the chosen settings")
     page.table(
         cases,

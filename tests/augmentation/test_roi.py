@@ -81,6 +81,24 @@ def test_holes_are_filled_in_three_dimensions_and_in_slices():
     assert region[1:6, 1:11, 1:11].all() and region.sum() == 5 * 10 * 10
 
 
+def test_large_holes_of_slices_stay_but_all_that_is_enclosed_is_filled():
+    labels = np.zeros((9, 20, 20), np.int16)
+    labels[:, 1:19, 1:19] = 1
+    labels[:, 3:6, 3:7] = 0  # 12 pixels of 0.5 mm^2
+    labels[:, 9:13, 9:14] = 0  # 20
+    labels[2:7, 14:18, 4:12] = 0  # 32, enclosed
+    expected = labels.astype(bool)
+    expected[:, 3:6, 3:7] = expected[2:7, 14:18, 4:12] = True
+    region = closed_and_filled_region(labels, (1,), 0, (2, 1, 0.5), largest_hole_mm2=6.0)
+    assert np.array_equal(region, expected)
+    assert not closed_and_filled_region(labels, (1,), 0, (2, 1, 0.5), largest_hole_mm2=5.9)[:, 3:6, 3:7].any()
+    assert closed_and_filled_region(labels, (1,), 0, (2, 1, 0.5), largest_hole_mm2=10.0)[:, 1:19, 1:19].all()
+    plane = closed_and_filled_region(labels[0], (1,), 0, (1, 0.5), largest_hole_mm2=6.0)
+    assert np.array_equal(plane, expected[0])
+    across = closed_and_filled_region(labels.T, (1,), 0, (0.5, 1, 2), (2,), 6.0)
+    assert np.array_equal(across, expected.T)
+
+
 def test_openings_in_the_slice_plane_stay_open():
     labels = np.zeros((3, 12, 12), np.int16)
     labels[:, 1:11, 1:11] = 1

@@ -129,6 +129,14 @@ def test_thirds_and_groups():
     assert list(size_groups(volumes, [])) == ["all sizes"]
 
 
+@pytest.mark.parametrize("start, step", [(270.0, 0.001), (123456.0, 0.02), (9999.6, 0.1), (0.00123, 1e-9)])
+def test_groups_of_nearly_equal_sizes_have_names_of_their_own(start, step):
+    sizes = start + step * np.arange(10)
+    groups = size_groups(sizes, quantile_edges(sizes, 5))
+    assert [int(group.sum()) for group in groups.values()] == [2] * 5
+    assert not any("e+" in name for name in groups)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 6))
 def test_groups_by_quantiles_hold_everything_and_none_is_empty(sizes, number):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,18 +19,6 @@ from nnunet_anomaly.settings import AnomalySettings, BmlSettings
 
 SPACING_MM = (3.0, 0.5, 0.5)
 CASES = [f"case_{index}" for index in range(4)]
-
-
-def write(array: np.ndarray, path: Path, spacing_mm=SPACING_MM) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing_mm[::-1])
-    image.SetOrigin((1, -2, 3))
-    sitk.WriteImage(image, str(path))
-
-
-def read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def knee(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -50,27 +36,27 @@ def knee(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(case_folder):
     """Four cases, the last without lesion; error maps in two folds."""
     for index, name in enumerate(CASES):
         image, error, labels, lesion = knee(index)
-        write(image, tmp_path / f"images/{name}_0000.nii.gz")
-        write(error, tmp_path / f"fold_{index % 2}/{name}.nii.gz")
-        write(labels, tmp_path / f"labels/{name}.nii.gz")
-        write(lesion, tmp_path / f"truth/{name}.nii.gz")
-    return tmp_path
+        case_folder.write(image, f"images/{name}_0000.nii.gz")
+        case_folder.write(error, f"fold_{index % 2}/{name}.nii.gz")
+        case_folder.write(labels, f"labels/{name}.nii.gz")
+        case_folder.write(lesion, f"truth/{name}.nii.gz")
+    return case_folder
 
 
-def folds(folder: Path) -> list[str]:
+def folds(folder) -> list[str]:
     return ["-e", str(folder / "fold_0"), str(folder / "fold_1")]
 
 
-def lesions(folder: Path, *extra: str, labels: tuple[str, ...] = ("1", "2")) -> int:
+def lesions(folder, *extra: str, labels: tuple[str, ...] = ("1", "2")) -> int:
     common = ["-b", str(folder / "labels"), "--labels", *labels, "-o", str(folder / "out"), "-np", "1"]
     return main(["lesions", *common, *extra])
 
 
-def tune(folder: Path, *extra: str) -> int:
+def tune(folder, *extra: str) -> int:
     grid = ["--opening-mm", "0", "0.5", "--closing-mm", "0", "1", "--minimum-mm3", "0", "6"]
     files = ["-b", str(folder / "labels"), "--labels", "1", "2", "-ref", str(folder / "truth"), "-np", "1"]
     return main(["tune", "bml", *files, "-o", str(folder / "tuning"), *grid, *folds(folder), *extra])
@@ -84,7 +70,7 @@ def expected_mask(index: int, settings: BmlSettings) -> np.ndarray:
 # --- lesions ---------------------------------------------------------------------------------------------------------
 
 
-def as_new_images(folder: Path) -> list[str]:
+def as_new_images(folder) -> list[str]:
     """As ``error-maps -i`` writes, and in a derived dataset: the error map is the channel after images."""
     for index, name in enumerate(CASES):
         shutil.copy(folder / f"images/{name}_0000.nii.gz", folder / f"new/{name}_0000.nii.gz")
@@ -93,9 +79,11 @@ def as_new_images(folder: Path) -> list[str]:
     return ["-e", str(folder / "new"), "--channel", "1"]
 
 
-def as_other_formats(folder: Path) -> list[str]:
+def as_other_formats(folder) -> list[str]:
     """Error maps have the file ending of their dataset."""
-    for path, ending in zip(sorted(folder.glob("fold_*/*.nii.gz")), (".nrrd", ".mha", ".nii", ".nrrd"), strict=True):
+    for path, ending in zip(
+        sorted(folder.path.glob("fold_*/*.nii.gz")), (".nrrd", ".mha", ".nii", ".nrrd"), strict=True
+    ):
         sitk.WriteImage(sitk.ReadImage(str(path)), str(folder / "new" / path.name.replace(".nii.gz", ending)))
     return ["-e", str(folder / "new")]
 
@@ -121,10 +109,10 @@ def test_lesions_of_every_layout_are_those_of_the_function(folder, layout, capsy
         np.testing.assert_array_equal(sitk.GetArrayFromImage(written), expected_mask(index, chosen))
         assert written.GetOrigin() == pytest.approx((1, -2, 3)) and written.GetPixelID() == sitk.sitkUInt8
         assert written.GetSpacing() == pytest.approx(SPACING_MM[::-1])
-        np.testing.assert_array_equal(read(folder / f"out/residuals/{name}.nii.gz"), np.where(bone, error, 0))
+        np.testing.assert_array_equal(folder.read(f"out/residuals/{name}.nii.gz"), np.where(bone, error, 0))
         if index < 3:  # the dark lesion as well
             assert (expected_mask(index, chosen) & (lesion > 0)).sum() > 0.6 * lesion.sum()
-    summary = json.loads((folder / "out/lesions.json").read_text(encoding="utf-8"))
+    summary = folder.json("out/lesions.json")
     assert summary["made_of"] == "error maps" and summary["cases"] == 4
     assert "equalisation" not in summary["settings"] and summary["settings"]["otsu"] == "slice"
 
@@ -134,7 +122,7 @@ def test_channels_of_images_are_not_taken_for_cases(folder, capsys):
     as_new_images(folder)
     assert lesions(folder, "-e", str(folder / "new")) == 2
     assert "case_0_0000 is a channel of case_0. Say by --channel" in capsys.readouterr().err
-    for path in sorted(folder.glob("fold_*/*.nii.gz")):  # but cases may have such names
+    for path in sorted(folder.path.glob("fold_*/*.nii.gz")):  # but cases may have such names
         path.rename(path.with_name(f"knee_{path.name[5]:0>4}.nii.gz"))
     for path in sorted((folder / "labels").iterdir()):
         path.rename(path.with_name(f"knee_{path.name[5]:0>4}.nii.gz"))
@@ -146,10 +134,10 @@ def test_failed_cases_are_named_and_leave_no_old_mask(folder, capsys):
     assert lesions(folder, *folds(folder)) == 0
     _, error, _, _ = knee(0)
     error[0, 0, 0] = -0.5  # outside the bone
-    write(error, folder / "fold_0/case_0.nii.gz")
-    write(knee(1)[1], folder / "fold_1/case_1.nii.gz", (3.0, 0.5, 0.6))
+    folder.write(error, "fold_0/case_0.nii.gz")
+    folder.write(knee(1)[1], "fold_1/case_1.nii.gz", (3.0, 0.5, 0.6))
     error[0, 0, 0] = np.nan
-    write(error, folder / "fold_0/case_2.nrrd")  # NIfTI files are looked at before
+    folder.write(error, "fold_0/case_2.nrrd")  # NIfTI files are looked at before
     (folder / "fold_0/case_2.nii.gz").unlink()
     (folder / "labels/case_3.nii.gz").unlink()
     assert lesions(folder, *folds(folder)) == 1
@@ -163,16 +151,16 @@ def test_failed_cases_are_named_and_leave_no_old_mask(folder, capsys):
 
 def test_images_beside_error_maps_only_tell_the_grid(folder, capsys):
     assert lesions(folder, *folds(folder)) == 0
-    masks = {name: read(folder / f"out/{name}.nii.gz") for name in CASES}
-    write(np.zeros((4, 20, 24), np.int16), folder / "images/case_0_0000.nii.gz")  # values do not count
-    write(knee(1)[0], folder / "images/case_1_0000.nii.gz", (3.0, 0.5, 0.6))
+    masks = {name: folder.read(f"out/{name}.nii.gz") for name in CASES}
+    folder.write(np.zeros((4, 20, 24), np.int16), "images/case_0_0000.nii.gz")  # values do not count
+    folder.write(knee(1)[0], "images/case_1_0000.nii.gz", (3.0, 0.5, 0.6))
     (folder / "images/case_2_0000.nii.gz").unlink()
     assert lesions(folder, *folds(folder), "-i", str(folder / "images")) == 1
     said = capsys.readouterr().err
     assert "case_1: GeometryError" in said and "case_1_0000.nii.gz" in said
     assert "case_2: InputError" in said and "case_2_0000.nii.gz does not exist" in said
     for name in ("case_0", "case_3"):
-        np.testing.assert_array_equal(read(folder / f"out/{name}.nii.gz"), masks[name])
+        np.testing.assert_array_equal(folder.read(f"out/{name}.nii.gz"), masks[name])
     assert len(list((folder / "out").glob("*.nii.gz"))) == 2
 
 
@@ -191,13 +179,13 @@ def test_error_maps_after_reconstructions_are_done_again_and_back(folder, capsys
         assert "4 done, 0 were there already" in capsys.readouterr().out
         assert lesions(folder, *source, *chosen) == 0
         assert "0 done, 4 were there already" in capsys.readouterr().out
-        made_of.append(json.loads((folder / "out/lesions.json").read_text(encoding="utf-8"))["made_of"])
-        record = json.loads((folder / "out/cases/case_0.json").read_text(encoding="utf-8"))["made_from"]["settings"]
+        made_of.append(folder.json("out/lesions.json")["made_of"])
+        record = folder.json("out/cases/case_0.json")["made_from"]["settings"]
         assert record["made_of"] == made_of[-1]
         assert ("equalisation" in record["settings"]) == (made_of[-1] == "reconstructions")
         of_error_map = expected_mask(1, replace(BmlSettings(), opening_mm=0.5))
         assert of_error_map.any()
-        assert np.array_equal(read(folder / "out/case_1.nii.gz"), of_error_map) == (made_of[-1] == "error maps")
+        assert np.array_equal(folder.read("out/case_1.nii.gz"), of_error_map) == (made_of[-1] == "error maps")
     assert made_of == ["reconstructions", "error maps", "reconstructions"]
     assert lesions(folder, *error_maps, *chosen) == 0
     capsys.readouterr()
@@ -245,7 +233,7 @@ def test_the_search_table_is_that_of_trying_everything(folder, capsys):
     assert tune(folder) == 0
     said = capsys.readouterr().out
     assert "16 combinations on 4 cases" in said and "Best: otsu " in said
-    rows = rows_of(folder / "tuning/search.csv")
+    rows = folder.rows("tuning/search.csv")
     names = ["otsu", "opening_mm", "closing_mm", "minimum_mm3"]
     assert list(rows[0]) == [*names, "dice", "dice_pooled", "lesion_free_mm3"] and len(rows) == 16
     tried = itertools.product(("slice", "volume"), (0.0, 0.5), (0.0, 1.0), (0.0, 6.0))
@@ -258,17 +246,12 @@ def test_the_search_table_is_that_of_trying_everything(folder, capsys):
         assert float(row["dice_pooled"]) == pytest.approx(dice(np.stack(masks), np.stack(truth)), abs=1e-9)
         assert float(row["lesion_free_mm3"]) == pytest.approx(masks[3].sum() * 0.75, abs=1e-3)
     assert len({row["dice"] for row in rows}) > 3
-    best = max(rows, key=lambda row: float(row["dice"]))
-    chosen = json.loads((folder / "tuning/settings.json").read_text(encoding="utf-8"))["bml"]
+    best = max(rows, key=lambda row: (float(row["dice"]), -float(row["lesion_free_mm3"])))
+    chosen = folder.json("tuning/settings.json")["bml"]
     assert [chosen[name] for name in names] == [best["otsu"], *(float(best[name]) for name in names[1:])]
-    assert "equalisation" not in json.loads((folder / "tuning/search.json").read_text(encoding="utf-8"))["grid"]
+    assert "equalisation" not in folder.json("tuning/search.json")["grid"]
     page = (folder / "tuning/report.md").read_text(encoding="utf-8")
     assert "error maps, which are not equalised" in page and page.count("equalisation") == 1
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
 
 
 def test_what_was_chosen_goes_into_the_plans_and_equalisation_stays(folder, capsys):
@@ -276,12 +259,12 @@ def test_what_was_chosen_goes_into_the_plans_and_equalisation_stays(folder, caps
     (folder / "model").mkdir()
     (folder / "model/plans.json").write_text(json.dumps({"plans_name": "P", "anomaly": block}))
     assert tune(folder, "-m", str(folder / "model")) == 0
-    bml = json.loads((folder / "model/plans.json").read_text(encoding="utf-8"))["anomaly"]["bml"]
-    assert bml == json.loads((folder / "tuning/settings.json").read_text(encoding="utf-8"))["bml"]
+    bml = folder.json("model/plans.json")["anomaly"]["bml"]
+    assert bml == folder.json("tuning/settings.json")["bml"]
     assert bml["equalisation"] == "volume"
     assert lesions(folder, *folds(folder), "-m", str(folder / "model")) == 0
-    best = json.loads((folder / "tuning/search.json").read_text(encoding="utf-8"))["best"]
-    found = [dice(read(folder / f"out/{name}.nii.gz") > 0, knee(i)[3] > 0) for i, name in enumerate(CASES[:3])]
+    best = folder.json("tuning/search.json")["best"]
+    found = [dice(folder.read(f"out/{name}.nii.gz") > 0, knee(i)[3] > 0) for i, name in enumerate(CASES[:3])]
     assert np.mean(found) == pytest.approx(best["dice"])
     capsys.readouterr()
     assert tune(folder, "-m", str(folder / "model")) == 0
@@ -306,7 +289,7 @@ def test_derived_values_and_bad_input_of_a_search(folder, capsys):
     common = ["-b", str(folder / "labels"), "--labels", "1", "2", "-ref", str(folder / "truth"), "-np", "1"]
     arguments = ["tune", "bml", *common, "-o", str(folder / "tuning"), *folds(folder)]
     assert main(arguments) == 0
-    grid = json.loads((folder / "tuning/search.json").read_text(encoding="utf-8"))["grid"]
+    grid = folder.json("tuning/search.json")["grid"]
     assert grid["opening_mm"] == [0, 0.5, 1, 1.5] and grid["closing_mm"] == [0, 0.5, 1, 2]
     for extra, message in (
         (["--equalisations", "slice"], "--equalisations: error maps (-e) are not equalised"),
@@ -314,7 +297,7 @@ def test_derived_values_and_bad_input_of_a_search(folder, capsys):
     ):
         assert main([*arguments, *extra]) == 2
         assert message in capsys.readouterr().err
-    write(-knee(1)[1], folder / "fold_1/case_1.nii.gz")
+    folder.write(-knee(1)[1], "fold_1/case_1.nii.gz")
     assert main(arguments) == 1
     said = capsys.readouterr().err
     assert "fold_1/case_1.nii.gz: The error map holds negative values" in said and "Nothing was chosen" in said
@@ -324,20 +307,22 @@ def test_derived_values_and_bad_input_of_a_search(folder, capsys):
     assert "There is no error map in -e for: case_1" in capsys.readouterr().err
 
 
-def test_lesions_implanted_into_real_images(real_data, tmp_path):
+def test_lesions_implanted_into_real_images(real_data, case_folder):
     """Squared differences to the clean image, smoothed and with noise; every second lesion is dark."""
     for index, path in enumerate(sorted((real_data / "hippocampus/images").glob("*.nii.gz"))[:4]):
-        image = read(path).astype(np.float32)
-        region = ndimage.binary_dilation(read(real_data / "hippocampus/labels" / path.name) > 0, iterations=5)
+        image = case_folder.read(path).astype(np.float32)
+        region = ndimage.binary_dilation(
+            case_folder.read(real_data / "hippocampus/labels" / path.name) > 0, iterations=5
+        )
         rng = np.random.default_rng(index)
         kind = "bright" if index % 2 else "dark"
         spotted, lesion = implant_lesion(image, region, (1, 1, 1), rng=rng, radius_mm=4, contrast=2, kind=kind)
         clean = ndimage.gaussian_filter(image, 0.7) + rng.normal(0, 0.15 * image.std(), image.shape)
         error = ((spotted - clean) / image.std() / 10) ** 2
-        write(error.astype(np.float32), tmp_path / f"fold_{index % 2}/{path.name}", (1, 1, 1))
-        write(region.astype(np.uint8), tmp_path / f"labels/{path.name}", (1, 1, 1))
-        write(lesion.astype(np.uint8), tmp_path / f"truth/{path.name}", (1, 1, 1))
-    common = ["-b", str(tmp_path / "labels"), *folds(tmp_path), "-np", "1"]
-    assert main(["tune", "bml", *common, "-ref", str(tmp_path / "truth"), "-o", str(tmp_path / "tuning")]) == 0
-    best = json.loads((tmp_path / "tuning/search.json").read_text(encoding="utf-8"))["best"]
+        case_folder.write(error.astype(np.float32), f"fold_{index % 2}/{path.name}", (1, 1, 1))
+        case_folder.write(region.astype(np.uint8), f"labels/{path.name}", (1, 1, 1))
+        case_folder.write(lesion.astype(np.uint8), f"truth/{path.name}", (1, 1, 1))
+    common = ["-b", str(case_folder / "labels"), *folds(case_folder), "-np", "1"]
+    assert main(["tune", "bml", *common, "-ref", str(case_folder / "truth"), "-o", str(case_folder / "tuning")]) == 0
+    best = case_folder.json("tuning/search.json")["best"]
     assert best["dice"] > 0.8

@@ -161,10 +161,46 @@ def test_known_voxels_get_the_mean_and_deviation_of_the_image_without_its_backgr
     assert np.corrcoef(back.ravel(), reconstruction.ravel())[0, 1] == pytest.approx(1)  # one line for all voxels
 
 
-def test_the_same_scale_and_nothing_known_leave_the_reconstruction():
+def test_the_same_scale_leaves_the_reconstruction():
     image, reconstruction, bone = knee()
     np.testing.assert_array_equal(to_scale_of(reconstruction, image, ~bone), reconstruction)
-    np.testing.assert_array_equal(to_scale_of(reconstruction / 7, image, np.zeros_like(bone)), reconstruction / 7)
+
+
+def test_a_bone_that_fills_the_image_needs_ranks():
+    image, reconstruction, bone = knee()
+    everywhere = np.ones_like(bone)
+    for equalisation in ("slice", "volume"):
+        chosen = replace(PLAIN, equalisation=equalisation)
+        expected = bml_morphology(image, reconstruction, everywhere, SPACING_MM, chosen)
+        found = bml_morphology(image, reconstruction / 7 - 3, everywhere, SPACING_MM, chosen)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+        assert found[1].any()
+    with pytest.raises(InputError, match=r"fills the image.*Take slice or volume"):
+        bml_morphology(image, reconstruction, everywhere, SPACING_MM, replace(PLAIN, equalisation="none"))
+
+
+@each_equalisation
+@pytest.mark.parametrize("outside", [0, 300])
+def test_one_value_outside_the_bone_tells_no_scale_even_if_it_is_the_same(equalisation, outside):
+    image, reconstruction, bone = knee()
+    cut = [np.where(bone, array, outside) for array in (image, reconstruction / 100)]
+    with pytest.raises(InputError, match="nothing tells the scale"):
+        bml_morphology(*cut, bone, SPACING_MM, replace(PLAIN, equalisation=equalisation))
+
+
+@each_equalisation
+@pytest.mark.parametrize("factor", [1e300, 1e38])
+def test_values_near_the_limits_of_numbers_are_refused_or_exact(equalisation, factor):
+    image, reconstruction, bone = knee()
+    chosen = replace(PLAIN, equalisation=equalisation)
+    if equalisation == "none" or factor == 1e300:
+        with pytest.raises(InputError, match="near the limits of floating-point"):
+            bml_morphology(image * factor, reconstruction * factor / 2, bone, SPACING_MM, chosen)
+    else:
+        found, _ = bml_morphology(image * factor, reconstruction * factor / 2, bone, SPACING_MM, chosen)
+        expected, _ = bml_morphology(image, reconstruction, bone, SPACING_MM, chosen)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_what_tells_no_scale_is_refused():
@@ -390,14 +426,15 @@ def test_edges_of_what_is_defined(equalisation, otsu):
     image, clean, bone, lesion = with_lesion()
     without, residual = bml_morphology(image, clean, np.zeros_like(bone), SPACING_MM, chosen)  # no bone
     assert without.dtype == bool and not without.any() and not residual.any()
-    everywhere = np.ones_like(bone)  # bone fills every slice
-    found, _ = bml_morphology(
-        image, clean, everywhere, SPACING_MM, replace(PLAIN, equalisation=equalisation, otsu=otsu)
-    )
+    filled = bone.copy()
+    filled[1:] = True  # bone fills every slice but one
+    found, _ = bml_morphology(image, clean, filled, SPACING_MM, replace(PLAIN, equalisation=equalisation, otsu=otsu))
     np.testing.assert_array_equal(found & bone, lesion)
-    flat = np.full(image.shape, 7)  # constant slices
+    flat = image.copy()
+    flat[1:] = 7  # constant slices
     found, residual = bml_morphology(flat, flat, bone, SPACING_MM, chosen)
     assert not found.any() and not residual.any()
+    flat = np.where(bone, 7, clean)
     brighter = np.where(bone, flat + 5, flat)  # all of the bone is brighter by the same: no contrast in it
     assert not bml_morphology(brighter, flat, bone, SPACING_MM, chosen)[0].any()
     one = np.zeros_like(bone)
