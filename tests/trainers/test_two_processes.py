@@ -66,9 +66,9 @@ def train_as(rank: int, root: Path) -> None:
         store, limit = (root / f"store_{len(trainers)}").as_uri(), timedelta(minutes=3)
         torch.distributed.init_process_group("gloo", store, limit, rank=rank, world_size=world_size)
 
-    def synchronise_on_cpu(network: torch.nn.Module) -> torch.nn.Module:
+    def synchronise_on_cpu(network: torch.nn.Module, group: Any = None) -> torch.nn.Module:
         """torch has SyncBatchNorm for GPUs alone; of our networks here only the generator has a place for it."""
-        return network if isinstance(network, LaMaGenerator) else synchronised(network)
+        return network if isinstance(network, LaMaGenerator) else synchronised(network, group)
 
     sys.addaudithook(note_written)
     patch = pytest.MonkeyPatch()
