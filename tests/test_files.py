@@ -175,7 +175,7 @@ def test_files_that_settings_name(monkeypatch, tmp_path):
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     assert named_file("vgg/vgg16.pth") == tmp_path / "results" / "vgg" / "vgg16.pth"
     assert named_file("~/vgg16.pth") == Path.home() / "vgg16.pth"
-    with pytest.raises(InputError, match="'~nobody.of.this.name/vgg16.pth' is below no home folder"):
+    with pytest.raises(InputError, match=r"'~nobody\.of\.this\.name/vgg16\.pth' is below no home folder"):
         named_file("~nobody.of.this.name/vgg16.pth")
     monkeypatch.delenv("nnUNet_results")
     assert named_file(str(tmp_path / "vgg16.pth")) == tmp_path / "vgg16.pth"

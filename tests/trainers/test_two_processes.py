@@ -99,7 +99,7 @@ def train_as(rank: int, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(planned: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes saw that trained G and A, with C, S on the tiny dataset with an error channel, GAP and LaMa."""
+    """What two processes saw that trained G and A, with C, S on the tiny dataset with an error channel, GAP, LaMa."""
     import blosc2
 
     workspace = dataclasses.replace(planned, root=tmp_path_factory.mktemp("ranks"))
