@@ -503,8 +503,8 @@ class DistillationSettings:
 
     weights: str = setting(
         "File with torchvision's weights of VGG-16 trained on ImageNet (its usual name is `vgg16-397923af.pth`): an "
-        "absolute path (or `~`), or one below `$nnUNet_results`. Nothing is downloaded. Needed to begin a training, not "
-        "to go on with it or to predict.",
+        "absolute path (or `~`), or one below `$nnUNet_results`. Nothing is downloaded. Needed to begin a training, "
+        "not to go on with it or to predict.",
         "",
     )
     value_weight: float = setting(

@@ -97,8 +97,8 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Adam for each of the two, at rates of their own, constant or with nnU-Net's decay.
 
-        On several GPUs the discriminator normalises by the batch of each GPU: torch's SyncBatchNorm, which nnU-Net gives
-        the generator, cannot be differentiated twice, and the R1 penalty does that.
+        On several GPUs the discriminator normalises by the batch of each GPU: torch's SyncBatchNorm, which nnU-Net
+        gives the generator, cannot be differentiated twice, and the R1 penalty does that.
         """
         lama = self.settings.lama
         self.discriminator = PatchDiscriminator(self.num_input_channels, features=lama.discriminator_features)
