@@ -57,6 +57,22 @@ def nnunet_folder(variable: str) -> Path:
     return Path(value)
 
 
+def named_file(text: str) -> Path:
+    """File that a setting names: an absolute path, one below a home folder (``~``), or one below ``$nnUNet_results``.
+
+    Whether it exists is for its reader to say. An empty text names no file, which is for the caller to see before.
+
+    Raises:
+        InputError: ``~`` means nobody's home folder.
+        NnunetFolderError: the path is neither absolute nor below a home folder, and ``nnUNet_results`` is not set.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"'{text}' is below no home folder that is known here. Give an absolute path.") from error
+    return path if path.is_absolute() else nnunet_folder("nnUNet_results") / path
+
+
 def find_dataset_folder(parent: Path, dataset: int | str) -> Path:
     """Folder ``DatasetXXX_Name`` below ``parent`` for a number (101, "101") or a whole name.
 

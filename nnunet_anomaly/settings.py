@@ -337,7 +337,7 @@ class TransferSettings:
 
     checkpoint: str = setting(
         "Checkpoint file of a network of the same classes, of which all weights are taken, those of the last layer "
-        "too, and nothing is frozen: an absolute path, or one below `$nnUNet_results`; empty: none.",
+        "too, and nothing is frozen: an absolute path (or `~`), or one below `$nnUNet_results`; empty: none.",
         "",
     )
 
@@ -445,7 +445,9 @@ class LaMaSettings:
     r1_weight: float = setting("Weight of the discriminator's gradient penalty.", 1e-3, minimum=0)
     perceptual_weight: float = setting("Weight of the perceptual term.", 30.0, minimum=0)
     perceptual_checkpoint: str = setting(
-        "File with torchvision's weights of VGG-16 for the perceptual term; empty: without that term.", ""
+        "File with torchvision's weights of VGG-16 for the perceptual term: an absolute path (or `~`), or one below "
+        "`$nnUNet_results`; empty: without that term. Needed to train, `--c` included, not for `--val` or to predict.",
+        "",
     )
 
 
@@ -501,8 +503,8 @@ class DistillationSettings:
 
     weights: str = setting(
         "File with torchvision's weights of VGG-16 trained on ImageNet (its usual name is `vgg16-397923af.pth`): an "
-        "absolute path, or one below `$nnUNet_results`. Nothing is downloaded. Needed to begin a training, not to go "
-        "on with it or to predict.",
+        "absolute path (or `~`), or one below `$nnUNet_results`. Nothing is downloaded. Needed to begin a training, "
+        "not to go on with it or to predict.",
         "",
     )
     value_weight: float = setting(

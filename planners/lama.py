@@ -14,15 +14,17 @@ from nnunet_anomaly.planners.size_variants import size_variants
 from nnunet_anomaly.settings import AnomalySettings, LaMaSettings
 
 LARGEST_BATCH = 32
+SMALLEST_SIZE = 16  # pixels along the longer axis: two, after the generator's three halvings
 
 
 class nnUNetPlannerLaMa(nnUNetPlannerAnomaly):
     """``2d_inpainting`` of whole slices with ``in_plane_pixels`` along the longer axis, and the ``"anomaly"`` block.
 
     The slices are those of nnU-Net's first axis, whose voxels are thickest, and are not resampled along it. Pixels are
-    square and never finer than the data's, so that 448 of a slice of 384 are 384. Qin's table 1 has 128, 192, 256, 320
-    and 448 (the data's own), each by the planner's name: ``nnUNetPlannerLaMa_448pixels``. The batch is the largest that
-    is estimated to stay below nnU-Net's memory target.
+    square and never finer than the coarser of the data's two spacings in the slice: 448 of a slice of 384 x 384 are
+    384, and of 256 x 512 pixels of 0.6 x 0.3 mm they are 256, of 0.6 mm. Qin's table 1 has 128, 192, 256, 320 and 448
+    (the data's own), each by the planner's name: ``nnUNetPlannerLaMa_448pixels``, 16 at least. The batch is the largest
+    that is estimated to stay below nnU-Net's memory target.
     """
 
     in_plane_pixels = 320
@@ -105,7 +107,7 @@ def slice_memory_gb(patch: list[int], lama: LaMaSettings) -> float:
 
 def _attributes(size: str) -> dict[str, int] | None:
     match = re.fullmatch(r"([1-9]\d*)pixels", size)
-    return {"in_plane_pixels": int(match[1])} if match else None
+    return {"in_plane_pixels": int(match[1])} if match and int(match[1]) >= SMALLEST_SIZE else None
 
 
 __getattr__ = size_variants(nnUNetPlannerLaMa, _attributes)

@@ -24,6 +24,7 @@ from nnunet_anomaly.errors import AnomalyError, InputError, NnunetFolderError
 from nnunet_anomaly.files import (
     find_dataset_folder,
     load_json,
+    named_file,
     nnunet_folder,
     open_pool,
     place,
@@ -168,6 +169,18 @@ def test_unset_variable_says_what_to_export(monkeypatch):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     with pytest.raises(NnunetFolderError, match="export nnUNet_raw="):
         nnunet_folder("nnUNet_raw")
+
+
+def test_files_that_settings_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    assert named_file("vgg/vgg16.pth") == tmp_path / "results" / "vgg" / "vgg16.pth"
+    assert named_file("~/vgg16.pth") == Path.home() / "vgg16.pth"
+    with pytest.raises(InputError, match=r"'~nobody\.of\.this\.name/vgg16\.pth' is below no home folder"):
+        named_file("~nobody.of.this.name/vgg16.pth")
+    monkeypatch.delenv("nnUNet_results")
+    assert named_file(str(tmp_path / "vgg16.pth")) == tmp_path / "vgg16.pth"
+    with pytest.raises(NnunetFolderError, match="export nnUNet_results="):
+        named_file("vgg16.pth")
 
 
 def test_dataset_folder_by_number_and_name(tmp_path):

@@ -19,7 +19,7 @@ from nnunet_anomaly.augmentation.protected_channels import protect_channels
 from nnunet_anomaly.error_maps.predict import Residual
 from nnunet_anomaly.error_maps.provenance import digest_of_weights
 from nnunet_anomaly.errors import SettingsError
-from nnunet_anomaly.files import nnunet_folder
+from nnunet_anomaly.files import named_file
 from nnunet_anomaly.settings import AnomalySettings, DistillationSettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
 from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
@@ -103,7 +103,7 @@ class nnUNetTrainerKnowledgeDistillation(ReconstructionTrainer):
                 f"nnunet-anomaly plan -d {plans.dataset_name} -p {plans.plans_name} --save-as NAME "
                 "--set distillation.weights=/PATH/TO/FILE"
             )
-        return nnunet_folder("nnUNet_results") / Path(name).expanduser()
+        return named_file(name)
 
     def _build_loss(self) -> Any:
         def loss(found: DistilledFeatures, image: torch.Tensor) -> torch.Tensor:

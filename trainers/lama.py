@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from nnunet_anomaly.augmentation.bias_field import BiasFieldTransform
 from nnunet_anomaly.augmentation.large_masks import LargeMaskTransform
 from nnunet_anomaly.augmentation.protected_channels import protect_channels
 from nnunet_anomaly.errors import SettingsError
+from nnunet_anomaly.files import named_file
 from nnunet_anomaly.losses import adversarial
 from nnunet_anomaly.settings import AnomalySettings, LaMaSettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
@@ -37,6 +37,7 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
     planner = "nnUNetPlannerLaMa"
     healthy_slices_only = True
     discriminator: nn.Module
+    perceptual: nn.Module | None = None  # there once a training starts, if at all
     optimizer: TwoOptimizers
 
     @property
@@ -94,16 +95,17 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
         return False
 
     def configure_optimizers(self) -> tuple[Any, Any]:
-        """Adam for each of the two, at rates of their own, constant or with nnU-Net's decay."""
+        """Adam for each of the two, at rates of their own, constant or with nnU-Net's decay.
+
+        On several GPUs the discriminator normalises by the batch of each GPU: torch's SyncBatchNorm, which nnU-Net
+        gives the generator, cannot be differentiated twice, and the R1 penalty does that.
+        """
         lama = self.settings.lama
         self.discriminator = PatchDiscriminator(self.num_input_channels, features=lama.discriminator_features)
-        if self.is_ddp:
-            self.discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(self.discriminator)
         self.discriminator.to(self.device)
         if self.is_ddp:
             for tensor in self.discriminator.state_dict().values():
                 distributed.broadcast(tensor, 0)
-        self.perceptual = self.perceptual_features()
         both = TwoOptimizers(
             torch.optim.Adam(self.network.parameters(), lama.learning_rate),
             torch.optim.Adam(self.discriminator.parameters(), lama.discriminator_learning_rate),
@@ -112,11 +114,15 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
         return both, DecayOfBoth(both, self.num_epochs, 0.9 if lama.learning_rate_schedule == "poly" else 0.0)
 
     def perceptual_features(self) -> nn.Module | None:
-        """The network whose features make the perceptual term; None without a file of its weights."""
-        path = self.settings.lama.perceptual_checkpoint
-        if not path:
+        """The network whose features make the perceptual term; None without a file of its weights.
+
+        Raises:
+            InputError: the file is missing, or does not hold such weights.
+        """
+        name = self.settings.lama.perceptual_checkpoint
+        if not name:
             return None
-        return VGG16Features(Path(path), PERCEPTUAL_LAYERS).to(self.device).eval().requires_grad_(False)
+        return VGG16Features(named_file(name), PERCEPTUAL_LAYERS).to(self.device).eval().requires_grad_(False)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -139,6 +145,11 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
         return protect_channels(ComposeTransforms(pipeline))
 
     # -- training -----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """As for all reconstructions, but first load the weights of the perceptual term, which nothing else needs."""
+        self.perceptual = self.perceptual_features()
+        super().on_train_start()
 
     def _build_loss(self) -> Any:
         """Both losses are put together in ``train_step``."""

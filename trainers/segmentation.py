@@ -14,7 +14,7 @@ from torch import nn
 from nnunet_anomaly.architectures.twin_mirroring import TwinMirroring
 from nnunet_anomaly.augmentation.twin_mirroring import know_left_from_right
 from nnunet_anomaly.errors import SettingsError
-from nnunet_anomaly.files import load_json, nnunet_folder
+from nnunet_anomaly.files import load_json, named_file
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import BLOCK, AnomalySettings, SymmetrySettings
 from nnunet_anomaly.transfer import differences_in_preprocessing, transfer_weights
@@ -125,8 +125,7 @@ class SegmentationTrainer(nnUNetTrainer):
         """As nnU-Net; before anything else take the weights that the plans name, unless ``--c`` brought its own."""
         self.check_other_folds()
         if self.settings.transfer.checkpoint and self.current_epoch == 0:
-            results = nnunet_folder("nnUNet_results")
-            self.take_weights_from(results / Path(self.settings.transfer.checkpoint).expanduser())
+            self.take_weights_from(named_file(self.settings.transfer.checkpoint))
         super().on_train_start()
 
     def check_other_folds(self) -> None:

@@ -20,10 +20,23 @@ def test_planners_make_slices_of_their_size(plan_from, name):
     assert plans["anomaly"]["slices"]["lesion_labels"] == [2]
     if name == "nnUNetPlannerLaMaTiny":
         assert plans["anomaly"]["lama"]["features"] == 8
-    assert not hasattr(planners, "nnUNetPlannerLaMa_0pixels")
+
+
+@pytest.mark.parametrize("size", ["0pixels", "4pixels", "15pixels", "016pixels", "320", "-16pixels"])
+def test_no_planner_makes_slices_too_small(size):
+    assert not hasattr(planners, f"nnUNetPlannerLaMa_{size}")
+    assert planners.nnUNetPlannerLaMa_16pixels.in_plane_pixels == 16
 
 
 def test_slices_are_never_finer_than_the_data(plan_from):
     plans = plan_from(planners.nnUNetPlannerLaMa, [[24, 256, 200]] * 4, [[4.0, 0.625, 0.625]] * 4, labels={"femur": 1})
     assert plans["configurations"]["2d_inpainting"]["spacing"] == [0.625, 0.625]
     assert plans["configurations"]["2d_inpainting"]["patch_size"] == [256, 200]
+
+
+def test_the_coarser_axis_limits_the_pixels(plan_from):
+    """As the docstring says: pixels stay square, so that the finer axis loses half of its own."""
+    planner = planners.nnUNetPlannerLaMa_448pixels
+    plans = plan_from(planner, [[36, 256, 512]] * 4, [[3.0, 0.6, 0.3]] * 4, labels={"femur": 1})
+    assert plans["configurations"]["2d_inpainting"]["spacing"] == [0.6, 0.6]
+    assert plans["configurations"]["2d_inpainting"]["patch_size"] == [256, 256]

@@ -191,17 +191,31 @@ def test_each_of_the_two_learns_alone(lama):
 
 
 def test_the_perceptual_term_needs_its_file(lama, tmp_path):
-    path = tmp_path / "vgg.pth"
+    path = tmp_path / "nnUNet_results" / "vgg" / "vgg16.pth"
+    path.parent.mkdir(parents=True)
     torch.save(VGG16Features(None, PERCEPTUAL_LAYERS).state_dict(), path)
-    trainer = lama(lama__perceptual_checkpoint=str(path))
-    trainer.initialize()
+    trainer = lama(lama__perceptual_checkpoint="vgg/vgg16.pth")
+    trainer.on_train_start()
     image = torch.rand(1, 1, 32, 32)
     region = (torch.rand(1, 1, 32, 32) > 0.5).float()
     total, terms = trainer.train_generator(image, trainer.network(torch.cat((image, region), 1)), region)
     assert float(terms["perceptual"].detach()) > 0 and "perceptual" in trainer.extra_metrics and math.isfinite(total)
-    missing = lama(lama__perceptual_checkpoint=str(tmp_path / "none.pth"))
-    with pytest.raises(InputError, match=r"none\.pth"):
-        missing.initialize()
+    path.unlink()
+    missing = lama(lama__perceptual_checkpoint="vgg/vgg16.pth")
+    with pytest.raises(InputError, match=r"nnUNet_results.vgg.vgg16\.pth, the weights of VGG-16, is not a file"):
+        missing.run_training()
+    assert not missing.was_initialized
+
+
+def test_validation_needs_no_perceptual_file(lama):
+    first = lama()
+    first.on_train_start()
+    path = Path(first.output_folder) / "checkpoint_final.pth"
+    first.save_checkpoint(str(path))
+    again = lama(lama__perceptual_checkpoint="/nowhere/vgg16.pth")
+    again.load_checkpoint(str(path))
+    again.perform_actual_validation()
+    assert (path.parent / "validation" / "error_maps.json").is_file()
 
 
 def test_other_configurations_are_refused(lama):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-G, A, S, GAP = (
-    f"nnUNetTrainer{name}_2epochs" for name in ("Inpainting", "InpaintingMimic", "AnomalyAware", "GapWeighted")
+G, A, S, GAP, LAMA = (
+    f"nnUNetTrainer{name}_2epochs" for name in ("Inpainting", "InpaintingMimic", "AnomalyAware", "GapWeighted", "LaMa")
 )
 PLAIN, DERIVED = "Dataset101_Tiny", "Dataset102_TinyError"
 RUNS = {
@@ -23,7 +23,9 @@ RUNS = {
     A: (PLAIN, "3d_inpainting"),
     S: (DERIVED, "3d_fullres"),
     GAP: (PLAIN, "3d_fullres"),
+    LAMA: (PLAIN, "2d_inpainting"),
 }
+SMALL = {"features": 4, "blocks": 1, "downsamplings": 2, "discriminator_features": 4}
 PLANS = "nnUNetAnomalyTinyPlans"
 
 
@@ -32,9 +34,12 @@ def train_as(rank: int, root: Path) -> None:
     from nnunetv2.run import run_training
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 
+    from nnunet_anomaly.architectures.fourier_convolution import LaMaGenerator
+
     trainers: list[Any] = []
     written: list[Path] = []
     ddp, make_trainer, save = trainer_module.DDP, run_training.get_trainer_from_args, torch.save
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm
 
     def note_written(event: str, arguments: tuple) -> None:
         if event == "os.rename":
@@ -61,11 +66,16 @@ def train_as(rank: int, root: Path) -> None:
         store, limit = (root / f"store_{len(trainers)}").as_uri(), timedelta(minutes=3)
         torch.distributed.init_process_group("gloo", store, limit, rank=rank, world_size=world_size)
 
+    def synchronise_on_cpu(network: torch.nn.Module, group: Any = None) -> torch.nn.Module:
+        """torch has SyncBatchNorm for GPUs alone; of our networks here only the generator has a place for it."""
+        return network if isinstance(network, LaMaGenerator) else synchronised(network, group)
+
     sys.addaudithook(note_written)
     patch = pytest.MonkeyPatch()
     patch.setattr(torch, "save", save_and_note)
     patch.setattr(torch.cuda, "set_device", lambda device: None)
     patch.setattr(trainer_module, "DDP", lambda network, device_ids: ddp(network))
+    patch.setattr(torch.nn.SyncBatchNorm, "convert_sync_batchnorm", synchronise_on_cpu)
     patch.setattr(run_training, "setup_ddp", start_gloo)
     patch.setattr(run_training, "get_trainer_from_args", make_trainer_on_cpu)
     seen = {}
@@ -76,6 +86,7 @@ def train_as(rank: int, root: Path) -> None:
         seen[name] = {
             "folder": folder,
             "weights": trainers[-1].network.module.state_dict(),
+            "opponent": trainers[-1].discriminator.state_dict() if name == LAMA else {},
             "log": trainers[-1].logger.local_logger.my_fantastic_logging,
             "steps": trainers[-1].steps,
             "maps": sorted(
@@ -88,7 +99,7 @@ def train_as(rank: int, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(planned: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes saw that trained G and A, with C, S on the tiny dataset with an error channel, and GAP."""
+    """What two processes saw that trained G and A, with C, S on the tiny dataset with an error channel, GAP, LaMa."""
     import blosc2
 
     workspace = dataclasses.replace(planned, root=tmp_path_factory.mktemp("ranks"))
@@ -98,6 +109,7 @@ def ranks(planned: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
         plans, description = (json.loads((folder / file).read_text()) for file in (f"{PLANS}.json", "dataset.json"))
         plans["dataset_name"] = name
         plans["anomaly"]["inpainting"]["code_channels"] = 2
+        plans["anomaly"]["lama"] |= SMALL
         if name == DERIVED:
             plans["configurations"]["3d_fullres"]["normalization_schemes"].append("NoNormalization")
             plans["configurations"]["3d_fullres"]["use_mask_for_norm"].append(False)
@@ -123,10 +135,15 @@ def test_both_ranks_end_with_the_network_that_is_saved(ranks, name):
 def test_losses_and_leak_are_means_over_both_ranks(ranks, name):
     logs, steps = ([rank[name][key] for rank in ranks] for key in ("log", "steps"))
     assert all(logs[0][key] == logs[1][key] for key in logs[0] if "timestamps" not in key)
-    assert [float(step["loss"]) for step in steps[0]] != [float(step["loss"]) for step in steps[1]]
+    first, second = ([float(step["errors" if name == LAMA else "loss"]) for step in own] for own in steps)
+    assert first != second
     for epoch in (0, 1):
         both = [step for own in steps for step in own[2 * epoch : 2 * epoch + 2]]
-        assert logs[0]["val_losses"][epoch] == pytest.approx(np.mean([step["loss"] for step in both]))
+        if name == LAMA:
+            loss = sum(step["errors"] for step in both) / sum(step["pixels"] for step in both)
+        else:
+            loss = np.mean([step["loss"] for step in both])
+        assert logs[0]["val_losses"][epoch] == pytest.approx(loss)
         if name == A:
             passed, removed = (sum(step[key] for step in both) for key in ("passed", "removed"))
             assert logs[0]["leak"][epoch] == pytest.approx(passed / removed)
@@ -145,13 +162,24 @@ def test_each_rank_writes_its_maps_once_and_rank_0_alone_all_else(ranks, name):
     assert any(file.startswith("training_log_") for file in written[0])
 
 
+def test_both_ranks_learn_one_discriminator(ranks):
+    """By averaged gradients; only the running statistics, which nothing reads, are of each rank's own slices."""
+    state = torch.load(ranks[0][LAMA]["folder"] / "checkpoint_final.pth", weights_only=False)["optimizer_state"]
+    assert state["discriminator"]["state"][0]["step"] == 4
+    saved, (first, second) = state["discriminator_weights"], (rank[LAMA]["opponent"] for rank in ranks)
+    assert saved.keys() == first.keys() == second.keys()
+    assert all(torch.equal(saved[key], first[key]) for key in saved)
+    differing = {key for key in first if not torch.equal(first[key], second[key])}
+    assert differing and all("running" in key for key in differing)
+
+
 def test_weight_maps_are_made_by_rank_0_alone_and_once(ranks):
     cases = [f"case_{index:02d}" for index in range(6)]
     assert ranks[0][GAP]["maps"] == sorted(f"{case}.{kind}" for case in cases for kind in ("b2nd", "json"))
     assert not ranks[1][GAP]["maps"]
 
 
-@pytest.mark.parametrize("name", [G, A])
+@pytest.mark.parametrize("name", [G, A, LAMA])
 def test_the_record_has_every_case_and_waits_for_all_maps(ranks, name):
     folder = ranks[0][name]["folder"] / "validation"
     record = folder / "error_maps.json"
