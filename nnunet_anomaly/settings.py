@@ -385,7 +385,8 @@ class SliceSettings:
         derived=True,
     )
     file: str = setting(
-        "CSV file (`case,slice`) with the only slices to learn from; empty: all with the region and without a lesion.",
+        "CSV file (`case,slice`) with the only slices to learn from: an absolute path (or `~`), or one below "
+        "`$nnUNet_results`; empty: all with the region and without a lesion.",
         "",
     )
 

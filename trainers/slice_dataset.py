@@ -10,6 +10,7 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.files import named_file
 from nnunet_anomaly.learnable_slices import learnable_slices, read_slice_list
 from nnunet_anomaly.settings import AnomalySettings
 
@@ -81,7 +82,7 @@ def healthy_slices(dataset: Any, stored: StoredLabelMaps, settings: AnomalySetti
         InputError: the list of slices is none, or names what is not there, or a label map is missing.
     """
     chosen = settings.slices
-    lists = read_slice_list(Path(chosen.file)) if chosen.file else None
+    lists = read_slice_list(named_file(chosen.file)) if chosen.file else None
     if lists is not None and (unknown := sorted(set(lists) - stored.cases())):
         raise InputError(f"slices.file: {chosen.file} names cases that the dataset does not have: {', '.join(unknown)}")
     slices = {}
