@@ -59,14 +59,14 @@ def agreement(
     Args:
         reference: value by name.
         prediction: the other one's value by name.
-        is_ratio_scale: whether the quantity has a true zero and no negative values, as T2 but not its change: without it
-            there is no coefficient of variation.
+        is_ratio_scale: whether the quantity has a true zero and no negative values, as T2 but not its change: without
+            it there is no coefficient of variation.
 
     Returns:
-        The figures. No pair: all are NaN. One pair: MAE and bias; the RMS-CV; no SD, interval, limits or test. Two
-        pairs: no correlation, which would be 1 or -1 whatever they are. Constant values on one side: no correlation. All
-        pairs equal: bias 0, p-value 1. All differences the same but not 0: p-value 0. A pair with a value that is not
-        above 0: no RMS-CV.
+        The figures; NaN is not applicable. No pair: all NaN. One pair: MAE, bias and RMS-CV, but no SD, interval,
+        limits or test. Two pairs: no correlation, which would be 1 or -1 whatever they are. Constant values on one side: no
+        correlation. All pairs equal: bias 0, p-value 1. All differences the same but not 0: p-value 0. A pair with a
+        value that is not above 0: no RMS-CV.
     """
     names = list(dict.fromkeys([*reference, *prediction]))
     pairs = {name: (reference.get(name, math.nan), prediction.get(name, math.nan)) for name in names}
@@ -91,10 +91,7 @@ def _differences(difference: np.ndarray) -> dict[str, float]:
         return figures
     sd = 0.0 if _is_constant(difference) else float(difference.std(ddof=1))
     half_width = float(_stats().t.ppf(0.975, difference.size - 1)) * sd / math.sqrt(difference.size)
-    if sd:
-        p_value = float(_stats().ttest_1samp(difference, 0.0).pvalue)
-    else:
-        p_value = 0.0 if difference.any() else 1.0
+    p_value = float(not difference.any()) if not sd else float(_stats().ttest_1samp(difference, 0.0).pvalue)
     return figures | {
         "sd_absolute_error": float(absolute.std(ddof=1)),
         "ci95_low": bias - half_width,

@@ -31,8 +31,9 @@ LABELS = {
         ((layer, side, part) for layer in LAYERS for side in SIDES for part in PARTS), start=1
     )
 }
-# so many voxels, those farthest to the front, tell the side; by so much of the plate's width they must lie off the plane.
-# In the one labelled knee that we could measure it is 0.11; in generated knees with a nearly even trochlea up to 0.09.
+# so many voxels, those farthest to the front, tell the side; by so much of the plate's width they must lie off the
+# plane. In the one labelled knee that we could measure it is 0.11; in ten generated ones, whose trochlea is nearly
+# even, it is -0.06 to 0.09
 _FOREMOST_SHARE, _LEAST_SHIFT = 0.2, 0.08
 
 
@@ -84,8 +85,8 @@ class Subregions:
         if self.side_by_shape in (None, self.side):
             return None
         return (
-            f"The knee is given as a {self.side} one, but its front cartilage lies as that of a {self.side_by_shape} one "
-            "does: if the side is wrong, medial and lateral are exchanged. Check the side, and the image's direction."
+            f"The knee is given as a {self.side} one, but its cartilage in front lies as a {self.side_by_shape} knee's "
+            "does. If the side is wrong, medial and lateral are exchanged. Check the side, and the image's direction."
         )
 
     def label_map(self) -> np.ndarray:
@@ -133,8 +134,8 @@ def side_by_shape(unrolled: Unrolled) -> str | None:
     with the foremost angles lies, by its median, to the lateral side of the plane that parts the condyles.
 
     Returns:
-        ``"left"`` or ``"right"``; None where that median is within 8 % of the cartilage's width of the plane, or there is
-        no notch, without which it cannot be told (a mask of one condyle).
+        ``"left"`` or ``"right"``; None where that median is within 8 % of the cartilage's width of the plane, or there
+        is no notch, without which it cannot be told (a mask of one condyle).
     """
     plane_mm, parted_at = _plane(unrolled)
     if parted_at != NOTCH:
