@@ -123,9 +123,10 @@ def notch_mm(condyles_mm: np.ndarray, largest_voxel_mm: float) -> float | None:
 
     Args:
         condyles_mm: points of bone, or of its cartilage alone (3, n), at least one: left, posterior, superior.
-        largest_voxel_mm: rows and columns are as wide, so that none is empty for the grid's sake.
+        largest_voxel_mm: rows and columns are a little wider, so that none is empty for the grid's sake.
     """
-    size_mm = max(1.0, largest_voxel_mm)
+    # an even number of voxels, each as wide as a column, would lie on the borders and leave every second column empty
+    size_mm = max(1.0, 1.01 * largest_voxel_mm)
     middles_mm = (condyles_mm[:2].min(axis=1) + condyles_mm[:2].max(axis=1)) / 2
     # counted from the middle, so that a mirrored femur has mirrored columns
     places = np.rint(np.round((condyles_mm[:2] - middles_mm[:, None]) / size_mm, _DECIMALS)).astype(np.int64)

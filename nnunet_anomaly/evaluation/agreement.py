@@ -64,9 +64,9 @@ def agreement(
 
     Returns:
         The figures; NaN is not applicable. No pair: all NaN. One pair: MAE, bias and RMS-CV, but no SD, interval,
-        limits or test. Two pairs: no correlation, which would be 1 or -1 whatever they are. Constant values on one side: no
-        correlation. All pairs equal: bias 0, p-value 1. All differences the same but not 0: p-value 0. A pair with a
-        value that is not above 0: no RMS-CV.
+        limits or test. Two pairs: no correlation, which would be 1 or -1 whatever they are. Constant values on one
+        side: no correlation. All pairs equal: bias 0, p-value 1. All differences the same but not 0: p-value 0. A pair
+        with a value that is not above 0: no RMS-CV.
     """
     names = list(dict.fromkeys([*reference, *prediction]))
     pairs = {name: (reference.get(name, math.nan), prediction.get(name, math.nan)) for name in names}

@@ -311,9 +311,8 @@ def _nearer_to_bone(cells: np.ndarray, radii_mm: np.ndarray) -> np.ndarray:
     sorted_cells, sorted_mm = cells[order], radii_mm[order]
     is_first = np.ones(len(order), dtype=bool)
     is_first[1:] = (np.diff(sorted_cells) != 0) | (np.diff(sorted_mm) > PIECE_GAP_MM)
-    starts = np.flatnonzero(is_first)
-    ends = np.append(starts[1:], len(order)) - 1
-    middles_mm = (sorted_mm[starts] + sorted_mm[ends]) / 2
+    is_last = np.append(is_first[1:], True)[: len(order)]
+    middles_mm = (sorted_mm[is_first] + sorted_mm[is_last]) / 2
     is_deep = np.zeros(len(order), dtype=bool)
     is_deep[order] = sorted_mm <= middles_mm[np.cumsum(is_first) - 1]
     return is_deep

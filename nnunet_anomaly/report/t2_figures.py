@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def _panels(
 ) -> Figure:
     rows = -(-len(pairs) // _COLUMNS)
     figure = Figure(figsize=(2.1 * _COLUMNS, 1.9 * rows + 0.6), layout="constrained", dpi=100)
-    panels: Sequence[Axes] = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for ax, (region, (reference, prediction)) in zip(panels, pairs.items(), strict=False):
         draw(ax, reference, prediction)
         ax.set_title(region, fontsize="small")
