@@ -150,12 +150,16 @@ def _panels(
     pairs: Mapping[str, Pairs], draw: Callable[[Axes, np.ndarray, np.ndarray], None], x: str, y: str, title: str
 ) -> Figure:
     rows = -(-len(pairs) // _COLUMNS)
-    figure = Figure(figsize=(2.1 * _COLUMNS, 1.9 * rows + 0.6), layout="constrained", dpi=100)
+    height = 1.9 * rows + 1.0
+    figure = Figure(figsize=(2.1 * _COLUMNS, height), dpi=100)
+    # placed by hand: to find a layout for 27 panels takes several times as long as to draw them
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    figure.subplots_adjust(0.06, 0.6 / height, 0.99, 1 - 0.6 / height, 0.3, 0.45)
     for ax, (region, (reference, prediction)) in zip(panels, pairs.items(), strict=False):
         draw(ax, reference, prediction)
         ax.set_title(region, fontsize="small")
         ax.tick_params(labelsize="x-small")
+        ax.locator_params(nbins=4)
     for ax in panels[len(pairs) :]:
         ax.set_visible(False)
     figure.supxlabel(x, fontsize="medium")

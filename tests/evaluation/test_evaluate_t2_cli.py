@@ -12,6 +12,7 @@ from scipy import stats
 
 from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.relaxometry.subregions import REGIONS
+from nnunet_anomaly.workflow import evaluate_t2
 
 CASES = [f"knee_{number}" for number in range(6)]
 
@@ -96,6 +97,13 @@ def test_two_methods(tmp_path, capsys):
     assert "Superficial lateral anterior" in capsys.readouterr().out
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """They take most of the time."""
+    monkeypatch.setattr(evaluate_t2, "FIGURES", {})
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_what_is_missing_is_named(tmp_path, capsys):
     reference, prediction = table(noise_ms=0.0), table()
     reference = {key: row for key, row in reference.items() if key[:2] != ("knee_5", 2)}
@@ -129,6 +137,7 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert rows["change", "Deep"]["bias"] == ""
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_one_time_point_has_no_change(tmp_path):
     rows = {key: row for key, row in table().items() if key[1] == 1 and key[0] == "knee_0"}
     write(tmp_path / "a" / "knee_0" / "regions.csv", rows)
@@ -139,6 +148,7 @@ def test_one_time_point_has_no_change(tmp_path):
     assert {row["bias"] for row in found} == {"0.0"} and {row["spearman"] for row in found} == {""}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_wrong_input(tmp_path, capsys):
     right = write(tmp_path / "a.csv", table())
     other = {("other", *key[1:]): row for key, row in table().items()}
