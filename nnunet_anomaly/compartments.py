@@ -106,7 +106,7 @@ def femur_compartments(
     condyles_mm = points_mm[:, points_mm[2] <= points_mm[2].min() + _CONDYLES_MM]
     front_mm, rear_mm = condyles_mm[1].min(), condyles_mm[1].max()
     border_mm = front_mm + trochlea_share * (rear_mm - front_mm)
-    plane_mm = _notch_mm(condyles_mm, max(map(float, spacing_mm)))
+    plane_mm = notch_mm(condyles_mm, max(map(float, spacing_mm)))
     parted_at = CENTRE_OF_MASS if plane_mm is None else NOTCH
     if plane_mm is None:
         plane_mm = float(condyles_mm[0].mean())
@@ -118,14 +118,15 @@ def femur_compartments(
     return FemurCompartments(label_map, parted_at)
 
 
-def _notch_mm(condyles_mm: np.ndarray, largest_voxel_mm: float) -> float | None:
+def notch_mm(condyles_mm: np.ndarray, largest_voxel_mm: float) -> float | None:
     """Where the intercondylar notch lies from right to left; None where there is none.
 
     Args:
-        condyles_mm: points of bone (3, n): left, posterior, superior.
-        largest_voxel_mm: rows and columns are as wide, so that none is empty for the grid's sake.
+        condyles_mm: points of bone, or of its cartilage alone (3, n), at least one: left, posterior, superior.
+        largest_voxel_mm: rows and columns are a little wider, so that none is empty for the grid's sake.
     """
-    size_mm = max(1.0, largest_voxel_mm)
+    # an even number of voxels, each as wide as a column, would lie on the borders and leave every second column empty
+    size_mm = max(1.0, 1.01 * largest_voxel_mm)
     middles_mm = (condyles_mm[:2].min(axis=1) + condyles_mm[:2].max(axis=1)) / 2
     # counted from the middle, so that a mirrored femur has mirrored columns
     places = np.rint(np.round((condyles_mm[:2] - middles_mm[:, None]) / size_mm, _DECIMALS)).astype(np.int64)

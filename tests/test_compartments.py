@@ -135,6 +135,13 @@ def test_coarse_slices_give_the_same_parts(knee):
     assert np.mean(found.label_map != fine[::2]) < 0.02 * np.mean(fine > 0)
 
 
+@pytest.mark.parametrize("slices", [7, 8, 9, 10])
+def test_one_block_in_thick_slices_has_no_notch(slices):
+    block = np.zeros((slices + 2, 20, 24), dtype=np.uint8)
+    block[1:-1, 2:18, 2:22] = 1
+    assert femur_compartments(block, (4.0, 2.0, 2.0), STRAIGHT, "right").parted_at == CENTRE_OF_MASS
+
+
 def test_real_right_knee(real_data):
     image = sitk.ReadImage(str(next((real_data / "knee_dess_labels").glob("*.nrrd"))))
     labels, direction, spacing_mm = sitk.GetArrayFromImage(image), image.GetDirection(), spacing_zyx_mm(image)

@@ -1,0 +1,79 @@
+"""Pictures of unrolled cartilage: borders run between regions, and panels show what they are given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnunet_anomaly.relaxometry.subregions import subregions
+from nnunet_anomaly.relaxometry.unroll import project, unroll
+from nnunet_anomaly.report.figures import save_figure
+from nnunet_anomaly.report.t2_figures import bland_altman_figure, scatter_figure, unrolled_figure
+
+STRAIGHT = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def knee():
+    """A cylinder of cartilage, 120 degrees wide, with a notch behind."""
+    left, row, column = np.meshgrid(np.arange(12) * 4 - 22, np.arange(70) - 35, np.arange(70) - 35, indexing="ij")
+    radii, angles = np.hypot(row, column), np.degrees(np.arctan2(column, row))
+    mask = (radii > 25) & (radii < 29) & (np.abs(angles) < 60) & ((np.abs(left) > 5) | (angles < -20))
+    return unroll(mask, (4.0, 1.0, 1.0), STRAIGHT), radii
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_unrolled_map(knee, side, tmp_path):
+    unrolled, radii = knee
+    regions = subregions(unrolled, side)
+    maps = project(unrolled, radii)
+    clusters = np.zeros(unrolled.shape, int)
+    clusters[2:4, 40:43] = 1
+    figure = unrolled_figure({"deep": maps.deep, "all": maps.mean}, regions, "mm", clusters=clusters)
+    axes = [ax for ax in figure.axes if ax.images]
+    assert len(axes) == 2
+    for ax, shown in zip(axes, (maps.deep, maps.mean), strict=True):
+        image = ax.images[0]
+        left, right, bottom, top = image.get_extent()
+        columns = ((np.array([left, right]) + 180) / 5).round().astype(int)
+        np.testing.assert_array_equal(image.get_array().filled(np.nan), shown[int(top) : int(bottom), slice(*columns)])
+        assert {text.get_text() for text in ax.texts} == {"LA", "LC", "LP", "MA", "MC", "MP"}
+        lateral = next(text for text in ax.texts if text.get_text() == "LC")
+        medial = next(text for text in ax.texts if text.get_text() == "MC")
+        up = [ax.transData.transform(text.get_position())[1] for text in (lateral, medial)]
+        assert up[0] > up[1]  # the lateral side is above
+    save_figure(figure, tmp_path / "map.png")
+    change = unrolled_figure({"change": maps.mean - 27}, regions, "ms", signed=True)
+    low, high = next(ax for ax in change.axes if ax.images).images[0].get_clim()
+    assert low == -high < 0
+
+
+def test_nothing_to_show(tmp_path):
+    unrolled = unroll(np.zeros((4, 9, 9), bool), (4.0, 1.0, 1.0), STRAIGHT)
+    maps = project(unrolled, np.zeros((4, 9, 9)))
+    save_figure(unrolled_figure({"all": maps.mean}, subregions(unrolled, "left"), "ms"), tmp_path / "map.png")
+    assert (tmp_path / "map.png").is_file()
+
+
+def test_agreement_panels(tmp_path):
+    pairs = {
+        "All": (np.array([40.0, 42.0, 47.0]), np.array([41.0, 42.0, 45.0])),
+        "Deep": (np.array([40.0]), np.array([41.0])),
+        "Medial": (np.zeros(0), np.zeros(0)),
+    }
+    figure = bland_altman_figure(pairs, "ms")
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in panels] == list(pairs)
+    points, _, mean, low, high = panels[0].lines
+    np.testing.assert_allclose(points.get_xydata(), [[40.5, 1], [42, 0], [46, -2]])
+    difference = np.array([1.0, 0.0, -2.0])
+    heights = [line.get_ydata()[0] for line in (mean, low, high)]
+    expected = difference.mean() + difference.std(ddof=1) * np.array([0, -1.96, 1.96])
+    np.testing.assert_allclose(heights, expected)
+    assert len(panels[1].lines) == 3 and len(panels[2].lines) == 2  # no limits of one pair, no bias of none
+    save_figure(figure, tmp_path / "bland_altman.png")
+    scatter = scatter_figure(pairs, "ms")
+    points, line = scatter.axes[0].lines
+    np.testing.assert_array_equal(points.get_xydata(), np.stack(pairs["All"], axis=1))
+    np.testing.assert_array_equal(line.get_xdata(), line.get_ydata())
+    save_figure(scatter, tmp_path / "scatter.png")
