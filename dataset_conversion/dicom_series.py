@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from nnunet_anomaly.errors import GeometryError, InputError
 
+SERIES_UID = "0020|000e"
 SERIES_DESCRIPTION, LATERALITY, IMAGE_LATERALITY = "0008|103e", "0020|0060", "0020|0062"
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
 PIXEL_SPACING, ROWS, COLUMNS = "0028|0030", "0028|0010", "0028|0011"
@@ -63,12 +64,14 @@ def _looks_like_dicom(path: Path, endings: set[str]) -> bool:
 
 
 def first_tags(folder: Path) -> dict[str, str]:
-    """Tags of the first readable file in a folder, without reading the others; empty if there is none."""
+    """Tags of the first readable DICOM file in a folder, without reading the others; empty if there is none."""
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         try:
-            return tags_of(path)
+            tags = tags_of(path)
         except InputError:
             continue
+        if SERIES_UID in tags:
+            return tags
     return {}
 
 
@@ -135,11 +138,15 @@ def volume_of(files: Sequence[Path], *, as_float: bool = False) -> sitk.Image:
     reader.SetFileNames([str(path) for path in files])
     if as_float:
         reader.SetOutputPixelType(sitk.sitkFloat32)
+    warns = reader.GetGlobalWarningDisplay()
+    reader.SetGlobalWarningDisplay(False)  # of steps that differ by 0.1 %: whether they are even is known by now
     try:
         return reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"{files[0].parent} is not readable as one volume: {reason}") from error
+    finally:
+        reader.SetGlobalWarningDisplay(warns)
 
 
 def check_pixels(files: Sequence[Path], tags: Sequence[Mapping[str, str]]) -> None:
