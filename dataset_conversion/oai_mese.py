@@ -251,16 +251,20 @@ def other_scans(release: Path) -> list[Scan]:
     for source in [release, *inner]:
         if not (source.is_dir() or is_archive(source)):
             continue
-        with opened(source) as folder:
-            tags = first_tags(folder)
-        if not tags:
-            continue
-        side, notes = side_by_tags(tags)
         parts = source.relative_to(release).parts or (source.resolve().name,)
         name = re.sub(r"[^A-Za-z0-9_-]+", "_", "_".join(parts).removesuffix(".zip"))
-        date = tags.get(STUDY_DATE, "")
-        visit = date if date.isdecimal() and int(date[:4]) > 1900 else None  # anonymised ones are of year 1
-        scans.append(Scan(name, tags.get(PATIENT_ID) or name, visit, source, side, frozenset([name]), tuple(notes)))
+        try:
+            with opened(source) as folder:
+                tags = first_tags(folder)
+        except InputError as error:
+            scans.append(Scan(name, name, None, source, None, frozenset([name]), problem=str(error)))
+            continue
+        if tags:
+            side, notes = side_by_tags(tags)
+            subject = tags.get(PATIENT_ID) or name
+            date = tags.get(STUDY_DATE, "")
+            visit = date if date.isdecimal() and int(date[:4]) > 1900 else None  # anonymised ones are of year 1
+            scans.append(Scan(name, subject, visit, source, side, frozenset([name]), tuple(notes)))
     return scans
 
 
@@ -419,7 +423,9 @@ def place_notes(image: sitk.Image, side: str | None, source: Path) -> list[str]:
     middle = [(size - 1) / 2 for size in image.GetSize()]
     left_mm = image.TransformContinuousIndexToPhysicalPoint(middle)[0]
     lies = LEFT if left_mm > 0 else RIGHT
-    place = f"the middle of its slices lies {abs(left_mm):.0f} mm to the {lies} of the scanner's middle, where a {lies} knee lies"
+    place = (
+        f"the middle of its slices lies {abs(left_mm):.0f} mm to the {lies} of the scanner's, where a {lies} knee lies"
+    )
     tells = abs(left_mm) >= LEAST_OFF_CENTRE_MM
     if side is None:
         hint = f" By geometry, {place}." if tells else ""
