@@ -219,10 +219,15 @@ def list_cases(
 
 def oai_scans(root: Path, years: Mapping[str, str]) -> list[Scan]:
     """The T2 series of an OAI tree, of which a knee has one a visit; none where the root is no such tree."""
+    from tqdm import tqdm
+
     from nnunet_anomaly.dataset_conversion.dicom_series import SERIES_DESCRIPTION, first_tags, side_by_tags
 
+    folders = all_series_folders(root) if root.is_dir() else []
     of_case: dict[str, list[Scan]] = defaultdict(list)
-    for visit, subject, folder in all_series_folders(root) if root.is_dir() else []:
+    for visit, subject, folder in tqdm(
+        folders, desc=f"Looking for {SEQUENCE} series", unit="folder", disable=not folders
+    ):
         tags = first_tags(folder)
         if SEQUENCE not in tags.get(SERIES_DESCRIPTION, "").upper():
             continue

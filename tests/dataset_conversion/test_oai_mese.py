@@ -21,7 +21,7 @@ from nnunet_anomaly.dataset_conversion import thomas_split
 from nnunet_anomaly.dataset_conversion.cartilage_masks import edge_scores
 from nnunet_anomaly.dataset_conversion.dicom_series import tags_of
 from nnunet_anomaly.dataset_conversion.multi_echo_series import only_series, read_echo_series
-from nnunet_anomaly.errors import AnomalyError
+from nnunet_anomaly.dataset_conversion.oai_mese import oai_scans
 from nnunet_anomaly.multi_echo import read_multi_echo
 from nnunet_anomaly.phantoms.dicom import MR_IMAGE_STORAGE, make_uid, write_slice
 
@@ -216,6 +216,29 @@ def test_tree_with_labels_is_converted(whole_mese, raw, tmp_path):
     assert case["sources"] == {"series": "48m/0.C.2/9584428/20060101/10left", "label": "9584428_4_fc.nii.gz"}
     for split in load(raw, "splits_final"):  # the visits of a subject stay together
         assert not {name[:7] for name in split["train"]} & {name[:7] for name in split["val"]}
+
+
+def test_nnunet_accepts_the_dataset(whole_mese, raw, tmp_path, capsys):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    for name in CASES[1:3]:
+        write_label(tmp_path / "labels", "_".join(name.split("_")[:2]), whole_mese.masks[name], "npy")
+    assert convert(whole_mese.root, "--labels", tmp_path / "labels") == 0
+    capsys.readouterr()
+    verify_dataset_integrity(str(dataset(raw)), 1)
+    said = capsys.readouterr().out
+    assert "Done" in said and "WARNING" not in said and "Error" not in said
+
+
+def test_tree_may_be_given_as_a_visit_or_with_packages_around_it(whole_mese, tmp_path):
+    names = sorted((*CASES, OTHER))
+    assert sorted(scan.name for scan in oai_scans(whole_mese.root, {})) == names
+    in_visit = [scan.name for scan in oai_scans(whole_mese.root / "48m", {})]
+    assert sorted(in_visit) == [name for name in names if "_48m_" in name]
+    (tmp_path / "package" / "results").mkdir(parents=True)
+    (tmp_path / "package" / "results" / "48m").symlink_to(whole_mese.root / "48m")
+    assert [scan.name for scan in oai_scans(tmp_path, {})] == in_visit
+    assert oai_scans(tmp_path / "package" / "results" / "48m" / "0.C.2", {}) == []
 
 
 def test_split_of_the_paper(whole_mese, raw, tmp_path, capsys):
@@ -706,5 +729,3 @@ def test_wrong_reading_of_the_tests_own_files_would_be_seen(series):
     """The fixture's InstanceNumbers run against the position, so that sorting by them gives another volume."""
     by_number = [voxels(path)[0] for path in sorted(series.iterdir())[: SHAPE[0]]]
     assert not np.array_equal(by_number, knee(0)[0][0])
-    with pytest.raises(AnomalyError):
-        only_series(series.parent)
