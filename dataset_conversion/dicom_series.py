@@ -12,9 +12,11 @@ import SimpleITK as sitk
 
 from nnunet_anomaly.errors import GeometryError, InputError
 
+SERIES_UID = "0020|000e"
 SERIES_DESCRIPTION, LATERALITY, IMAGE_LATERALITY = "0008|103e", "0020|0060", "0020|0062"
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
 PIXEL_SPACING, ROWS, COLUMNS = "0028|0030", "0028|0010", "0028|0011"
+RESCALE = ("0028|1052", "0028|1053")  # intercept and slope
 SIDES = {"L": "left", "R": "right"}
 # most that a stack of slices may lean, as a share of its length: 0.3 degrees, 1 mm over 200 mm
 MOST_SHEAR = 0.005
@@ -41,7 +43,7 @@ def series_in(folder: Path) -> list[Series]:
     found = []
     for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if files else ():
         names = tuple(Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
-        found.append(Series(uid, _tags(names[0]).get(SERIES_DESCRIPTION, ""), names))
+        found.append(Series(uid, tags_of(names[0]).get(SERIES_DESCRIPTION, ""), names))
     if not found:
         raise InputError(f"{folder} has no readable DICOM series ({len(files)} files).")
     read = {path.resolve() for series in found for path in series.files}
@@ -61,14 +63,21 @@ def _looks_like_dicom(path: Path, endings: set[str]) -> bool:
         return path.suffix in endings or handle.read(132)[128:] == b"DICM"
 
 
-def first_description(folder: Path) -> str:
-    """SeriesDescription of the first readable file in a folder, without reading the others; empty if there is none."""
+def first_tags(folder: Path) -> dict[str, str]:
+    """Tags of the first readable DICOM file in a folder, without reading the others; empty if there is none."""
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         try:
-            return _tags(path).get(SERIES_DESCRIPTION, "")
+            tags = tags_of(path)
         except InputError:
             continue
-    return ""
+        if SERIES_UID in tags:
+            return tags
+    return {}
+
+
+def first_description(folder: Path) -> str:
+    """SeriesDescription of the first readable file in a folder, without reading the others; empty if there is none."""
+    return first_tags(folder).get(SERIES_DESCRIPTION, "")
 
 
 def pick_series(folder: Path, wanted: str) -> Series:
@@ -98,30 +107,65 @@ def read_series(series: Series) -> sitk.Image:
         InputError: a file is damaged or does not say how large its pixels are, or there is only one slice.
         GeometryError: slices are missing, doubled, of other pixels than the first, not parallel, or shifted sideways.
     """
-    tags = [_tags(path) for path in series.files]
-    for path, tag in zip(series.files, tags, strict=True):
-        _check_pixels(path, tag, tags[0])
-    order = slice_order(
-        [_numbers(tag.get(POSITION, ""), 3) for tag in tags],
-        [_numbers(tag.get(ORIENTATION, ""), 6) for tag in tags],
-        [path.name for path in series.files],
-        str(series.files[0].parent),
+    tags = [tags_of(path) for path in series.files]
+    check_pixels(series.files, tags)
+    order = order_of(series.files, tags, str(series.files[0].parent))
+    return volume_of([series.files[index] for index in order], as_float=is_rescaled_differently(tags))
+
+
+def order_of(files: Sequence[Path], tags: Sequence[Mapping[str, str]], where: str) -> list[int]:
+    """``slice_order`` of files by their tags."""
+    return slice_order(
+        [numbers_of(tag.get(POSITION, ""), 3) for tag in tags],
+        [numbers_of(tag.get(ORIENTATION, ""), 6) for tag in tags],
+        [path.name for path in files],
+        where,
     )
+
+
+def is_rescaled_differently(tags: Sequence[Mapping[str, str]]) -> bool:
+    """Whether RescaleSlope or RescaleIntercept differ between files: ITK would give all the type of the first one."""
+    return len({tuple(tag.get(key, "") for key in RESCALE) for tag in tags}) > 1
+
+
+def volume_of(files: Sequence[Path], *, as_float: bool = False) -> sitk.Image:
+    """Read slices in this order as a volume, in the type of the first one or as float32.
+
+    Raises:
+        InputError: they are not readable as one volume.
+    """
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(series.files[index]) for index in order])
+    reader.SetFileNames([str(path) for path in files])
+    if as_float:
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+    warns = reader.GetGlobalWarningDisplay()
+    reader.SetGlobalWarningDisplay(False)  # of steps that differ by 0.1 %: whether they are even is known by now
     try:
         return reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{series.files[0].parent} is not readable as one volume: {reason}") from error
+        raise InputError(f"{files[0].parent} is not readable as one volume: {reason}") from error
+    finally:
+        reader.SetGlobalWarningDisplay(warns)
+
+
+def check_pixels(files: Sequence[Path], tags: Sequence[Mapping[str, str]]) -> None:
+    """Raise where a slice does not tell the size of its pixels, or has others than the first one.
+
+    Raises:
+        InputError: no PixelSpacing, or one that is no size.
+        GeometryError: pixels of another number or size.
+    """
+    for path, tag in zip(files, tags, strict=True):
+        _check_pixels(path, tag, tags[0])
 
 
 def _check_pixels(path: Path, tags: Mapping[str, str], first: Mapping[str, str]) -> None:
     """Raise where a slice does not tell the size of its pixels, or has others than the first one."""
-    size_mm = _numbers(tags.get(PIXEL_SPACING, ""), 2)
+    size_mm = numbers_of(tags.get(PIXEL_SPACING, ""), 2)
     if size_mm is None or min(size_mm) <= 0:
         raise InputError(f"{path} has no PixelSpacing, or one that is no size: nothing tells how large its pixels are.")
-    first_mm = _numbers(first[PIXEL_SPACING], 2)
+    first_mm = numbers_of(first[PIXEL_SPACING], 2)
     assert first_mm is not None  # the first one has been checked
     numbers, first_numbers = ([tag.get(key, "") for key in (ROWS, COLUMNS)] for tag in (tags, first))
     if numbers != first_numbers or not np.allclose(size_mm, first_mm, rtol=1e-3, atol=0):
@@ -206,16 +250,21 @@ def laterality(series: Series) -> tuple[str | None, list[str]]:
     Returns:
         ``"left"``, ``"right"`` or ``None`` where nothing says it or the sources disagree; notes for the report.
     """
-    tags = _tags(series.files[0])
-    words = set(re.split(r"[^A-Z]+", series.description.upper()))
+    return side_by_tags(tags_of(series.files[0]))
+
+
+def side_by_tags(tags: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """``laterality`` by the tags of one file."""
+    description = tags.get(SERIES_DESCRIPTION, "")
+    words = set(re.split(r"[^A-Z]+", description.upper()))
     said = {side for letter, side in SIDES.items() if side.upper() in words or tags.get(LATERALITY, "")[:1] == letter}
     said |= {side for letter, side in SIDES.items() if tags.get(IMAGE_LATERALITY, "")[:1] == letter}
     if len(said) > 1:
-        return None, [f"the side is unclear: '{series.description}', Laterality '{tags.get(LATERALITY, '')}'"]
+        return None, [f"the side is unclear: '{description}', Laterality '{tags.get(LATERALITY, '')}'"]
     return (said.pop(), []) if said else (None, ["the side is in no DICOM tag"])
 
 
-def _tags(path: Path) -> dict[str, str]:
+def tags_of(path: Path) -> dict[str, str]:
     """Public DICOM tags of a file as text, blanks around them removed."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -226,7 +275,7 @@ def _tags(path: Path) -> dict[str, str]:
     return {key: reader.GetMetaData(key).strip(" \0") for key in reader.GetMetaDataKeys()}
 
 
-def _numbers(text: str, count: int) -> list[float] | None:
+def numbers_of(text: str, count: int) -> list[float] | None:
     """Numbers of a DICOM decimal string ``a\\b\\c``; ``None`` if there are not ``count`` of them."""
     try:
         numbers = [float(part) for part in text.split("\\")]

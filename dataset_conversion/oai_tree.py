@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 BASELINE = "00m"
+VISIT = re.compile(r"\d+m")
 
 
 def resolve(root: Path, relative: str) -> Path | None:
@@ -28,6 +30,23 @@ def series_folders(root: Path, subject: str, visit: str) -> list[Path]:
     if visit == BASELINE:
         visits.append(root)  # a root that is the baseline folder itself
     return sorted({path for folder in visits for path in folder.glob(f"*/{subject}/*/*") if path.is_dir()})
+
+
+def all_series_folders(root: Path) -> list[tuple[str, str, Path]]:
+    """Visit, subject and folder ``<visit>/<release>/<subject>/<date>/<barcode>`` of all series, sorted.
+
+    The root may be a visit's folder itself, such as ``48m``.
+    """
+    visits = [path for base in _bases(root) for path in base.iterdir() if VISIT.fullmatch(path.name)]
+    visits += [root] if VISIT.fullmatch(root.name) else []
+    return sorted(
+        {
+            (visit.name, folder.parts[-3], folder)
+            for visit in visits
+            for folder in visit.glob("*/*/*/*")
+            if folder.is_dir() and folder.parts[-3].isdecimal()
+        }
+    )
 
 
 def _bases(root: Path) -> list[Path]:

@@ -6,6 +6,7 @@ What it makes::
         imagesTr/<case>_0000.nii.gz ...  labelsTr/<case>.nii.gz     finished training cases
         imagesTs/...                     labelsTs/...               finished test cases
         lesionsTr/<case>.nii.gz ...                                 masks beside the dataset (``MASK_FOLDERS``)
+        multi_echo/<case>.nii.gz, <case>.json                       all echoes (``nnunet_anomaly/multi_echo.py``)
         dataset.json  splits_final.json                             of the finished cases alone
         cases.json                                                  where each case came from, its grid, its side ...
         integrity_report.json                                       is the dataset complete, and what is in it
@@ -30,6 +31,9 @@ import numpy as np
 from nnunet_anomaly.dataset_conversion.splits import some_of
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.files import load_json, save_json, write_image
+from nnunet_anomaly.multi_echo import FOLDER as MULTI_ECHO_FOLDER
+from nnunet_anomaly.multi_echo import MultiEcho, write_multi_echo
+from nnunet_anomaly.multi_echo import paths_of as multi_echo_paths
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -153,10 +157,11 @@ class DatasetWriter:
 
     def _refuse_foreign_cases(self, case_ids: set[str]) -> None:
         """Refuse image and label files of cases that this release does not have."""
-        for folder_name in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values(), *MASK_FOLDERS):
-            crop = len(FILE_ENDING) + (len("_0000") if folder_name in IMAGE_FOLDERS.values() else 0)
+        for folder_name in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values(), *MASK_FOLDERS, MULTI_ECHO_FOLDER):
+            channel = "_0000" if folder_name in IMAGE_FOLDERS.values() else ""
             for path in sorted((self.folder / folder_name).glob("*")):
-                if not path.name.startswith(".partial_") and path.name[:-crop] not in case_ids:
+                ending = ".json" if path.suffix == ".json" else channel + FILE_ENDING
+                if not path.name.startswith(".partial_") and path.name[: -len(ending)] not in case_ids:
                     raise InputError(
                         f"{path} is of no case of this release. Give another number with -d or another --name, or "
                         "move that file away."
@@ -223,6 +228,7 @@ class DatasetWriter:
         *,
         test: bool = False,
         masks: Mapping[str, sitk.Image] | None = None,
+        multi_echo: MultiEcho | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Check one case and write it whole, or leave nothing of it.
@@ -233,6 +239,7 @@ class DatasetWriter:
             label: label map on the same grid; ``None`` only for a test case without reference.
             test: whether it goes to ``imagesTs`` and ``labelsTs``.
             masks: masks of 0 and 1 on the same grid by folder, of ``MASK_FOLDERS``; they may be empty.
+            multi_echo: all echoes of a multi-echo series, on the same grid, to be kept beside the dataset.
             details: what else to record of it (subject, side, sources ...); JSON.
 
         Returns:
@@ -256,6 +263,8 @@ class DatasetWriter:
         masks = masks or {}
         for folder_name, mask in masks.items():
             check_same_grid(case_id, images[0], mask, f"mask for {folder_name}")
+        for echo in multi_echo.images if multi_echo is not None else ():
+            check_same_grid(case_id, images[0], echo, "stack of echoes")
         try:
             for image, path in zip(images, self.image_paths(case_id, test), strict=True):
                 write_image(image, path)
@@ -263,6 +272,8 @@ class DatasetWriter:
                 write_image(_as_uint8(label), self.label_path(case_id, test))
             for folder_name, mask in masks.items():
                 write_image(_as_uint8(mask), self.mask_path(case_id, folder_name))
+            if multi_echo is not None:
+                write_multi_echo(multi_echo, self.folder, case_id)
             record = {"test": test, **(details or {}), **facts, "files": self._file_sizes(case_id, test)}
             record["made_from"] = self.made_from.get(case_id)
             save_json(record, self._record_path(case_id))
@@ -273,7 +284,8 @@ class DatasetWriter:
 
     def _case_files(self, case_id: str, test: bool) -> list[Path]:
         masks = [self.mask_path(case_id, folder_name) for folder_name in MASK_FOLDERS]
-        return [*self.image_paths(case_id, test), self.label_path(case_id, test), *masks]
+        own = [*self.image_paths(case_id, test), self.label_path(case_id, test)]
+        return [*own, *masks, *multi_echo_paths(self.folder, case_id)]
 
     def _file_sizes(self, case_id: str, test: bool) -> dict[str, int]:
         files = [path for path in self._case_files(case_id, test) if path.is_file()]

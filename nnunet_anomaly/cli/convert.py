@@ -17,6 +17,7 @@ FORMATS = {
     "oai-zib": ("oai_zib", "OAI-ZIB masks with the OAI's DESS images (DICOM)"),
     "oaizib-cm": ("oaizib_cm", "OAIZIB-CM, CartiMorph's NIfTI release of OAI-ZIB with parted tibial cartilage"),
     "uq-akoa": ("uq_akoa", "the University of Queensland's bone, cartilage and lesion labels of OAI images"),
+    "oai-mese": ("oai_mese", "the OAI's multi-echo T2 series of the knee, or any multi-echo DICOM series"),
     "brats": ("brats", "a BraTS release of gliomas: 2019, 2020, 2021, GLI of 2023 or 2024"),
     "atlas": ("atlas", "an ATLAS release of stroke lesions: R1.1, R1.2 or 2.0"),
     "ctpel": ("ctpel", "CTPEL, CT of the pelvis with femora, hip bones and sacrum (DICOM SEG or NIfTI)"),
