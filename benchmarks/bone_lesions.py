@@ -194,6 +194,8 @@ class Study(Console):
                     "lesions hit": found["lesion_sensitivity"],
                     "false ones a case": found["false_positives_per_case"],
                 }
+                healthy = summary["results"][method].get("lesion_free_case", {})
+                run["found without lesion, mm3"] = healthy.get("false_positives_mm3", {}).get("mean", float("nan"))
                 runs.append(run)
             rows.append({"method": method, **over_seeds(runs)})
             fifths = [

@@ -54,7 +54,9 @@ class Workspace:
         assert passed, f"{' '.join(command)} gave {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
         return result
 
-    def train(self, dataset: int, configuration: str, fold: int, trainer: str, *more: str, plans: str = PLANS) -> str:
+    def train(
+        self, dataset: int, configuration: str, fold: int | str, trainer: str, *more: str, plans: str = PLANS
+    ) -> str:
         """``nnUNetv2_train`` on the CPU; returns what it printed."""
         command = ["nnUNetv2_train", str(dataset), configuration, str(fold), "-tr", trainer, "-p", plans, *more]
         return self.run(*command, "-device", "cpu", nnUNet_n_proc_DA="0").stdout

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nnunet_anomaly.error_maps.folds import fold_of
+
 EXAMPLE = (
     "nnunet-anomaly error-maps -d 101 -tr nnUNetTrainerInpaintingMimic -o 201\n"
     "  nnunet-anomaly error-maps -d 101 -tr nnUNetTrainerInpainting -o 202 \\\n"
@@ -28,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-i", "--input", help="folder of new images; the mean reconstruction of the folds is taken")
     parser.add_argument(
-        "-f", "--folds", nargs="+", type=int, help="folds for new images and imagesTs (default: all that are there)"
+        "-f",
+        "--folds",
+        nargs="+",
+        type=fold_of,
+        help="folds for new images and imagesTs, numbers or 'all' (default: every number that is there, else 'all')",
     )
     parser.add_argument("-chk", "--checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
     parser.add_argument(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_anomaly.cli.output import print_failures
+from nnunet_anomaly.error_maps.folds import fold_of
 from nnunet_anomaly.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change one setting of the model, of the group bml or roi.closing_mm; may be given several times",
     )
     parser.add_argument("--channel", type=int, default=0, help="channel in which lesions are bright (default: 0)")
-    parser.add_argument("-f", "--folds", nargs="+", type=int, help="folds of both models (default: all that are there)")
+    parser.add_argument(
+        "-f",
+        "--folds",
+        nargs="+",
+        type=fold_of,
+        help="folds of both models, numbers or 'all' (default: every number that is there, else 'all')",
+    )
     parser.add_argument("-chk", "--checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
     parser.add_argument("--allow-leak", action="store_true", help="take images of training cases too")
     parser.add_argument("-np", "--num-processes", type=int, default=2, help="background processes (default: 2)")

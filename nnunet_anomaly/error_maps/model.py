@@ -12,6 +12,7 @@ import torch
 
 from nnunet_anomaly.augmentation.roi import closed_and_filled_region, region_of_interest
 from nnunet_anomaly.dataset_roles import channel_names
+from nnunet_anomaly.error_maps.folds import Fold, folds_of, in_order
 from nnunet_anomaly.error_maps.predict import Residual, error_map, mean_reconstruction
 from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, Split
 from nnunet_anomaly.errors import GeometryError, InputError, LeakageError, MissingCheckpointError, SettingsError
@@ -59,7 +60,7 @@ class PreparedCase:
 
 
 def load_model(
-    folder: Path, folds: Sequence[int] | None, checkpoint: str = "checkpoint_final.pth"
+    folder: Path, folds: Sequence[Fold] | None, checkpoint: str = "checkpoint_final.pth"
 ) -> ReconstructionModel:
     """Load the given folds (all that are there, when None) of a model folder ``TRAINER__PLANS__CONFIGURATION``.
 
@@ -72,13 +73,13 @@ def load_model(
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    available = sorted(int(path.parent.name[5:]) for path in folder.glob(f"fold_[0-9]*/{checkpoint}"))
-    missing = sorted(set(folds or []) - set(available))
-    if missing or not available:
+    chosen = in_order(folds) if folds else folds_of(folder, checkpoint)
+    missing = [fold for fold in chosen if not (folder / f"fold_{fold}" / checkpoint).is_file()]
+    if missing or not chosen:
         wanted = ", ".join(f"fold {fold}" for fold in missing) or "any fold"
         raise MissingCheckpointError(f"{folder} has no {checkpoint} for {wanted}. Train with nnUNetv2_train first.")
     parameters, notes = [], []
-    for fold in folds or available:  # one after the other: a checkpoint holds the optimiser's state as well
+    for fold in chosen:  # one after the other: a checkpoint holds the optimiser's state as well
         content = torch.load(folder / f"fold_{fold}" / checkpoint, map_location="cpu", weights_only=False)
         parameters.append(content["network_weights"])
         notes.append(content["init_args"])

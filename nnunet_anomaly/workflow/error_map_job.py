@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunet_anomaly.error_maps.folds import Fold, folds_of, in_order
 from nnunet_anomaly.error_maps.predict import map_file_ending
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import (
@@ -46,7 +47,7 @@ class Job:
     model: Path
     masks_from: str | None
     output: str
-    folds: list[int] | None
+    folds: list[Fold] | None
     checkpoint: str
     copy: bool
     test: bool
@@ -94,7 +95,7 @@ class Job:
         """The source dataset's description."""
         return load_json(self.raw / "dataset.json")
 
-    def origin(self, folds: Sequence[int], masks: Sequence[Path] = ()) -> dict[str, Any]:
+    def origin(self, folds: Sequence[Fold], masks: Sequence[Path] = ()) -> dict[str, Any]:
         """Which networks the maps are by; written beside them, so that a rerun knows its own work from another's.
 
         Args:
@@ -124,9 +125,9 @@ class Job:
         trainer = recursive_find_trainer_class_by_name(self.model.name.split("__")[0])
         return region | {"dilation_mm": trainer.erased_margin_mm(AnomalySettings.from_plans(plans))}
 
-    def all_folds(self) -> list[int]:
+    def all_folds(self) -> list[Fold]:
         """The folds asked for, else all that have the checkpoint."""
-        return sorted(self.folds) if self.folds else folds_of(self.model, self.checkpoint)
+        return in_order(self.folds) if self.folds else folds_of(self.model, self.checkpoint)
 
     def masks_folder(self) -> Path | None:
         """Folder of the segmentation model, or of label maps, that says what is erased.
@@ -160,8 +161,3 @@ def check_it_reconstructs(trainer: str) -> None:
     """
     if getattr(recursive_find_trainer_class_by_name(trainer), "residual", None) == "output":
         raise InputError(f"{trainer} makes error maps without a reconstruction. Leave --save-reconstructions out.")
-
-
-def folds_of(model: Path, checkpoint: str) -> list[int]:
-    """Folds of a model folder that have a checkpoint."""
-    return sorted(int(path.parent.name[5:]) for path in model.glob(f"fold_[0-9]*/{checkpoint}"))

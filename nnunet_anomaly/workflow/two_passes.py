@@ -10,13 +10,14 @@ from pathlib import Path
 
 from nnunet_anomaly.dataset_roles import channel_names
 from nnunet_anomaly.error_maps import collect
+from nnunet_anomaly.error_maps.folds import folds_of, in_order
 from nnunet_anomaly.error_maps.model import ReconstructionModel
 from nnunet_anomaly.errors import InputError, LeakageError
 from nnunet_anomaly.files import (
     read_image,
 )
 from nnunet_anomaly.workflow.error_map_cases import is_finished
-from nnunet_anomaly.workflow.error_map_job import MASKS_CHECKPOINT, Case, Job, folds_of
+from nnunet_anomaly.workflow.error_map_job import MASKS_CHECKPOINT, Case, Job
 
 
 def check_masks_are_needed(job: Job, model: ReconstructionModel) -> None:
@@ -31,7 +32,7 @@ def mask_checkpoints(job: Job) -> list[Path]:
     folder = job.masks_folder()
     if folder is None or not (folder / "plans.json").is_file():
         return []
-    folds = sorted(job.folds) if job.folds else folds_of(folder, MASKS_CHECKPOINT)
+    folds = in_order(job.folds) if job.folds else folds_of(folder, MASKS_CHECKPOINT)
     return [path for fold in folds if (path := folder / f"fold_{fold}" / MASKS_CHECKPOINT).is_file()]
 
 
@@ -112,8 +113,9 @@ def predict_label_maps(job: Job, model: Path, images: Sequence[Sequence[Path]], 
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     on_device = job.device.type == "cuda"
+    folds = job.folds or folds_of(model, MASKS_CHECKPOINT)
     predictor = nnUNetPredictor(perform_everything_on_device=on_device, device=job.device, allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model), job.folds, MASKS_CHECKPOINT)
+    predictor.initialize_from_trained_model_folder(str(model), folds, MASKS_CHECKPOINT)
     channels = len(channel_names(job.dataset_json))
     complete = [[str(path) for path in files] for files in images if len(files) == channels and _readable(files)]
     suffix = len(f"_0000{job.dataset_json['file_ending']}")

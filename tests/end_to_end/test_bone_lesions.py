@@ -18,7 +18,7 @@ def trained(planned):
     sets = [word for text in SMALL for word in ("--set", f"lama.{text}")]
     planned.run("nnunet-anomaly", "plan", "-d", "101", "-p", "nnUNetAnomalyTinyPlans", *sets, "--save-as", PLANS)
     planned.train(101, "2d_inpainting", 0, LAMA, plans=PLANS)
-    planned.train(101, "2d", 0, BONE)
+    planned.train(101, "2d", "all", BONE)
     return planned
 
 
