@@ -58,8 +58,8 @@ def background_sigma(image: np.ndarray, background: np.ndarray) -> float:
     if abs(ratio / _RAYLEIGH_RATIO - 1) > _LARGEST_DEVIATION:
         raise InputError(
             f"The background is not noise of one coil: its mean is {ratio:.3f} of its root mean square, that of a "
-            f"Rayleigh distribution {_RAYLEIGH_RATIO:.3f}. Is there anatomy in it, or were several coils combined? Take "
-            "another mask, or sigma from the residuals (sigma=None)."
+            f"Rayleigh distribution {_RAYLEIGH_RATIO:.3f}. Is there anatomy in it, or were several coils combined? "
+            "Take another mask, or sigma from the residuals (sigma=None)."
         )
     return root_mean_square / math.sqrt(2)
 

@@ -11,17 +11,21 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy import special
 from torch import Tensor
 
 from nnunet_anomaly.relaxometry.variable_projection import fit_decay
 
 # Of the strongest echo: sigma is taken to be at least that.
 SMALLEST_SIGMA = 1e-6
+_UNKNOWNS = 2
 _MOST_STEPS = 100
 _MOST_ESTIMATES = 50
 _ESTIMATE_TOLERANCE = 1e-5
 # The last step, in the logarithm of the amplitude and as a share of the rate.
 _TOLERANCE = 1e-8
+# Logarithm of the amplitude below which a voxel is most likely without signal, and is followed no further.
+_NOTHING = math.log(1e-3)
 # By rounding, a likelihood may fall so much, as a share of itself, and still count as not lower.
 _ROUNDING = 1e-13
 
@@ -32,7 +36,8 @@ class RicianDecay:
 
     Attributes:
         rate: per unit of time.
-        amplitude: at time 0, in units of sigma.
+        amplitude: at time 0, in units of sigma; 0 where the likelihood is highest without signal (and the rate means
+            nothing).
         variance: of the rate, from the observed information; NaN where that is not positive definite.
         surplus: sum over echoes of y^2 + m^2 - 2 y m A - 1, A the mean cosine of the noise's phase. It is the sum of
             squared residuals of the real channel where the signal is strong; with the right sigma its mean is the
@@ -62,12 +67,13 @@ def fit_rician_decay(signals: Tensor, times: Tensor, rate_bounds: tuple[float, f
     """
     powers = torch.stack([torch.ones_like(times), times, times.square()])
     point = _start(signals, times, rate_bounds)
-    value, *state = _likelihood(signals, times, powers, point)
-    step = _step(point, *state, rate_bounds)
+    value, sums = _likelihood(signals, times, powers, point)
+    step = _step(point, sums, rate_bounds)
     result, converged = point.clone(), torch.zeros_like(value, dtype=torch.bool)
     index = torch.arange(len(value), device=signals.device)
     for _ in range(_MOST_STEPS):
         small = (step[0].abs() <= _TOLERANCE) & (step[1].abs() <= _TOLERANCE * point[1].abs())
+        small |= point[0] < _NOTHING
         if small.any():
             result[:, index[small]], converged[index[small]] = (point + step)[:, small], True
             rest = torch.nonzero(~small)[:, 0]
@@ -78,10 +84,10 @@ def fit_rician_decay(signals: Tensor, times: Tensor, rate_bounds: tuple[float, f
         if not len(index):
             break
         trial = point + step
-        trial_value, *state = _likelihood(signals_left, times, powers, trial)
+        trial_value, sums = _likelihood(signals_left, times, powers, trial)
         better = trial_value >= value - _ROUNDING * value.abs()
         value, point = torch.where(better, trial_value, value), torch.where(better, trial, point)
-        step = torch.where(better, _step(trial, *state, rate_bounds), step / 4)
+        step = torch.where(better, _step(trial, sums, rate_bounds), step / 4)
         result[:, index] = point
     return _result(signals, times, powers, result, rate_bounds, converged)
 
@@ -97,11 +103,11 @@ def _start(signals: Tensor, times: Tensor, rate_bounds: tuple[float, float]) -> 
     return torch.stack([power.log() / 2, (found.rate / 2).clamp(*rate_bounds)])
 
 
-def _likelihood(signals: Tensor, times: Tensor, powers: Tensor, point: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log likelihood less what is constant (n), and sums over echoes of t^k times derivatives by log m, k = 0, 1, 2.
+def _likelihood(signals: Tensor, times: Tensor, powers: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+    """Log likelihood less what is constant (n), and sums over echoes of its derivatives by log m times t^k, k = 0 to 2.
 
-    These are the first (3, n) and the second (3, n), and -m^2 (3, n), which stands for the second in expectation
-    maximisation.
+    The sums (3, 3, n) are, along the first axis, of the first derivative, of the second, and of -m^2, which stands for
+    the second in expectation maximisation.
     """
     model = torch.exp(point[0] - times[:, None] * point[1])
     product = signals * model
@@ -112,11 +118,12 @@ def _likelihood(signals: Tensor, times: Tensor, powers: Tensor, point: Tensor) -
     # A' = 1 - A / z - A^2, which is 1/2 at z = 0
     change = torch.where(product > 0, 1 - cosine / product - cosine.square(), torch.full_like(product, 0.5))
     second = product.square() * change + product * cosine - 2 * model.square()
-    return value, powers @ first, powers @ second, powers @ -model.square()
+    return value, powers @ torch.stack([first, second, -model.square()])
 
 
-def _step(point: Tensor, first: Tensor, second: Tensor, certain: Tensor, rate_bounds: tuple[float, float]) -> Tensor:
+def _step(point: Tensor, sums: Tensor, rate_bounds: tuple[float, float]) -> Tensor:
     """Step (2, n) of log amplitude and rate that leaves the rate within its bounds."""
+    first, second, certain = sums
     concave = (second[0] < 0) & (second[0] * second[2] > second[1].square())
     curvature = torch.where(concave, second, certain)
     determinant = curvature[0] * curvature[2] - curvature[1].square()
@@ -134,7 +141,7 @@ def _result(
     rate_bounds: tuple[float, float],
     converged: Tensor,
 ) -> RicianDecay:
-    _, _, second, _ = _likelihood(signals, times, powers, point)
+    _, (_, second, _) = _likelihood(signals, times, powers, point)
     determinant = second[0] * second[2] - second[1].square()
     model = torch.exp(point[0] - times[:, None] * point[1])
     product = signals * model
@@ -143,7 +150,7 @@ def _result(
     surplus = ((signals - model).square() + 2 * product * (1 - cosine) - 1).sum(0)
     return RicianDecay(
         rate=point[1],
-        amplitude=point[0].exp(),
+        amplitude=torch.where(point[0] < _NOTHING, 0.0, point[0].exp()),
         variance=torch.where((second[0] < 0) & (determinant > 0), -second[0] / determinant, torch.nan),
         surplus=surplus,
         at_bound=(point[1] <= rate_bounds[0]) | (point[1] >= rate_bounds[1]),
@@ -152,7 +159,10 @@ def _result(
 
 
 def residual_sigma(signals: Tensor, times: Tensor, rate_bounds: tuple[float, float]) -> float:
-    """Sigma of all voxels together, such that what the fit with this sigma leaves over has the mean that it should.
+    """Sigma of all voxels together, such that what the fit with this sigma leaves over has the median that it should.
+
+    That is the median of chi-squared, exact where signals are strong. A median, as some voxels of any mask decay in
+    another way: vessels, fluid, two tissues in one voxel.
 
     Args:
         signals: float64 (echoes, n), more than two echoes, at least one voxel; as in ``fit_rician_decay``, in any unit.
@@ -162,14 +172,14 @@ def residual_sigma(signals: Tensor, times: Tensor, rate_bounds: tuple[float, flo
     Returns:
         Sigma in the unit of the signals; at least a millionth of the median of the voxels' strongest echoes.
     """
-    echoes, unknowns, peak = len(times), 2, signals.amax(0)
+    peak, expected = signals.amax(0), 2 * float(special.gammaincinv((len(times) - _UNKNOWNS) / 2, 0.5))
     nothing = torch.zeros_like(peak)
     residual = fit_decay(signals / peak, times, rate_bounds, nothing, nothing).residual * peak.square()
     smallest = SMALLEST_SIGMA * float(peak.median())
-    sigma = max(math.sqrt(float(residual.mean()) / (echoes - unknowns)), smallest)
+    sigma = max(math.sqrt(float(residual.median()) / expected), smallest)
     for _ in range(_MOST_ESTIMATES):
         surplus = fit_rician_decay(signals / sigma, times, rate_bounds).surplus
-        factor = math.sqrt(max(float(surplus.mean()), 0.0) / (echoes - unknowns))
+        factor = math.sqrt(max(float(surplus.median()), 0.0) / expected)
         sigma = max(sigma * factor, smallest)
         if abs(factor - 1) < _ESTIMATE_TOLERANCE or sigma == smallest:
             break

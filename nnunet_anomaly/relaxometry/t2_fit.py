@@ -31,7 +31,7 @@ UNKNOWNS = {"offset": 3, "mono": 2, "log_linear": 2, "rician": 2}
 _CHUNK_CPU, _CHUNK_GPU = 1 << 15, 1 << 20
 # A signal falls if its line does, over the echoes that are fitted, by more than this share of its peak.
 _LEAST_FALL = 1e-9
-# Voxels that sigma is estimated from; its relative error is then below 1 %.
+# Voxels that sigma is estimated from; it is then known to about 1 %.
 _MOST_FOR_SIGMA = 10_000
 # exp(700) is nearly the largest float64
 _LARGEST_EXPONENT = 600.0
@@ -45,7 +45,7 @@ class Quality(IntEnum):
     AT_BOUND = 2  # T2 is one of its bounds
     NOT_CONVERGED = 3
     NOT_DECAYING = 4  # the line through its echoes does not fall: constant or rising
-    NO_SIGNAL = 5  # no echo above 0; for log_linear fewer than two
+    NO_SIGNAL = 5  # no echo above 0; for log_linear fewer than two; for rician most likely noise alone
     INVALID = 6  # an echo is NaN or infinite; for rician also negative
 
 
@@ -60,7 +60,8 @@ class T2Fit:
         standard_error_ms: of T2, float64; NaN unless ``CONVERGED``, and where there are as many unknowns as echoes and
             no sigma was given.
         quality: uint8, values of ``Quality``.
-        sigma: noise that the fit knew: as given, for ``rician`` the estimate where none was; else None.
+        sigma: noise that the fit knew: as given, for ``rician`` the estimate where none was (NaN if there was no voxel
+            to estimate it from); else None.
     """
 
     t2_ms: np.ndarray
@@ -145,14 +146,24 @@ def fit_t2(
         rate_bounds=(span_ms / t2_bounds_ms[1], span_ms / t2_bounds_ms[0]),
         offset_bounds=offset_bounds if model == "offset" else (0.0, 0.0),
     )
-    if sigma is None and model == "rician":
-        sigma = _estimated_sigma(voxels, settings)
-    noise = None if sigma is None else _checked_sigma(sigma, shape)
-    if noise is not None:
+    if sigma is not None:
+        noise = _checked_sigma(sigma, shape)
         noise = noise.ravel() if inside is None else noise[inside]
+    elif model == "rician":
+        sigma = _estimated_sigma(voxels, settings)
+        noise = np.full(voxels.shape[1], sigma)
+    else:
+        noise = None
     *columns, quality = _fit_voxels(voxels, noise, settings)
-    maps = [_as_map(values, inside, shape, math.nan) for values in columns]
-    return T2Fit(*maps, quality=_as_map(quality, inside, shape, Quality.NOT_FITTED), sigma=sigma)
+    t2_ms, s0, offset, standard_error_ms = (_as_map(values, inside, shape, math.nan) for values in columns)
+    return T2Fit(
+        t2_ms=t2_ms,
+        s0=s0,
+        offset=offset,
+        standard_error_ms=standard_error_ms,
+        quality=_as_map(quality, inside, shape, Quality.NOT_FITTED),
+        sigma=sigma,
+    )
 
 
 def _checked_signals(signals: np.ndarray, echo_times_ms: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -253,9 +264,11 @@ def _fit_chunk(signals: Tensor, sigma: Tensor | None, settings: _Settings) -> li
     signals = signals[:, index]
     peak = signals.amax(0)
     fitted = _FITS[settings.model](signals / peak, peak, None if sigma is None else sigma[index] / peak, settings)
-    good, at_bound = fitted.converged & ~fitted.at_bound, fitted.converged & fitted.at_bound
-    quality[index[at_bound]], quality[index[~fitted.converged]] = Quality.AT_BOUND, Quality.NOT_CONVERGED
-    rate, found = fitted.rate, good | at_bound
+    found = fitted.converged & (fitted.amplitude > 0)
+    good, rate = found & ~fitted.at_bound, fitted.rate
+    quality[index[found & fitted.at_bound]] = Quality.AT_BOUND
+    quality[index[~fitted.converged]] = Quality.NOT_CONVERGED
+    quality[index[fitted.amplitude <= 0]] = Quality.NO_SIGNAL
     values = [
         torch.where(found, settings.span_ms / rate, torch.nan),
         torch.where(found, fitted.amplitude * peak * torch.exp(settings.first_ms / settings.span_ms * rate), torch.nan),
