@@ -130,7 +130,9 @@ def _step(point: Tensor, sums: Tensor, rate_bounds: tuple[float, float]) -> Tens
     # log m = log amplitude - rate * t
     rate = (curvature[0] * first[1] - curvature[1] * first[0]) / determinant
     rate = torch.maximum(torch.minimum(rate, rate_bounds[1] - point[1]), rate_bounds[0] - point[1])
-    return torch.stack([(curvature[1] * rate - first[0]) / curvature[0], rate])
+    # with the rate held at its bound, it is enough that the likelihood is concave in the amplitude
+    held = (rate == 0) & (second[0] < 0)
+    return torch.stack([(curvature[1] * rate - first[0]) / torch.where(held, second[0], curvature[0]), rate])
 
 
 def _result(
