@@ -158,7 +158,7 @@ def bias_figure() -> tuple[Figure, list[dict[str, Any]]]:
         bias.axhline(0, color="k", linewidth=0.5)
         bias.set(xscale="log", ylim=(-25, 25))
         error.set(
-            xlabel="S0 / sigma", yscale="log", ylim=(0.2, 200), xticks=RATIOS, xticklabels=[str(r) for r in RATIOS]
+            xlabel="S0 / sigma", yscale="log", ylim=(0.7, 120), xticks=RATIOS, xticklabels=[str(r) for r in RATIOS]
         )
         error.minorticks_off()
         error.tick_params(axis="x", labelsize=7)

@@ -16,37 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError, SettingsError
-from nnunet_anomaly.relaxometry.rician import SMALLEST_SIGMA, fit_rician_decay, residual_sigma
-from nnunet_anomaly.relaxometry.variable_projection import fit_decay
+from nnunet_anomaly.relaxometry.decay_models import UNKNOWNS, FitSettings, Quality, fit_signals, judge
+from nnunet_anomaly.relaxometry.rician import residual_sigma
 
-UNKNOWNS = {"offset": 3, "mono": 2, "log_linear": 2, "rician": 2}
 # Voxels at a time: few enough that what is worked on stays in the processor's caches.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 15, 1 << 20
-# A signal falls if its line does, over the echoes that are fitted, by more than this share of its peak.
-_LEAST_FALL = 1e-9
 # Voxels that sigma is estimated from; it is then known to about 1 %.
 _MOST_FOR_SIGMA = 10_000
 # exp(700) is nearly the largest float64
 _LARGEST_EXPONENT = 600.0
-
-
-class Quality(IntEnum):
-    """What became of a voxel."""
-
-    NOT_FITTED = 0  # outside the mask
-    CONVERGED = 1
-    AT_BOUND = 2  # T2 is one of its bounds
-    NOT_CONVERGED = 3
-    NOT_DECAYING = 4  # the line through its echoes does not fall: constant or rising
-    NO_SIGNAL = 5  # no echo above 0; for log_linear fewer than two; for rician most likely noise alone
-    INVALID = 6  # an echo is NaN or infinite; for rician also negative
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +53,6 @@ class T2Fit:
     standard_error_ms: np.ndarray
     quality: np.ndarray
     sigma: float | np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What is the same for all voxels; times are shifted and scaled to go from 0 to 1, rates are in their unit."""
-
-    model: str
-    times: Tensor
-    first_ms: float
-    span_ms: float
-    rate_bounds: tuple[float, float]
-    offset_bounds: tuple[float, float]
 
 
 def fit_t2(
@@ -138,7 +109,7 @@ def fit_t2(
     inside = _checked_mask(mask, shape)
     voxels = signals[order].reshape(len(order), -1) if inside is None else signals[:, inside][order]
     span_ms = float(times_ms[-1] - times_ms[0])
-    settings = _Settings(
+    settings = FitSettings(
         model=model,
         times=torch.from_numpy((times_ms - times_ms[0]) / span_ms).to(device),
         first_ms=float(times_ms[0]),
@@ -235,17 +206,17 @@ def _as_map(values: np.ndarray, inside: np.ndarray | None, shape: tuple[int, ...
     return image
 
 
-def _estimated_sigma(voxels: np.ndarray, settings: _Settings) -> float:
+def _estimated_sigma(voxels: np.ndarray, settings: FitSettings) -> float:
     """For all voxels together, from at most ``_MOST_FOR_SIGMA`` of those that can be fitted, evenly spaced."""
     if len(settings.times) <= UNKNOWNS["rician"]:
         raise InputError(f"{len(settings.times)} echoes leave nothing to estimate sigma from; give it.")
     signals = torch.from_numpy(voxels.astype(np.float64)).to(settings.times.device)
-    usable = torch.nonzero(_judge(signals, settings) == Quality.CONVERGED)[:, 0]
+    usable = torch.nonzero(judge(signals, settings) == Quality.CONVERGED)[:, 0]
     signals = signals[:, usable[:: max(1, len(usable) // _MOST_FOR_SIGMA)]]
     return residual_sigma(signals, settings.times, settings.rate_bounds) if len(usable) else math.nan
 
 
-def _fit_voxels(voxels: np.ndarray, noise: np.ndarray | None, settings: _Settings) -> list[np.ndarray]:
+def _fit_voxels(voxels: np.ndarray, noise: np.ndarray | None, settings: FitSettings) -> list[np.ndarray]:
     """T2, S0, offset, standard error and quality of voxels (echoes, n), a chunk at a time."""
     device = settings.times.device
     size = _CHUNK_CPU if device.type == "cpu" else _CHUNK_GPU
@@ -254,101 +225,5 @@ def _fit_voxels(voxels: np.ndarray, noise: np.ndarray | None, settings: _Setting
         piece = slice(start, start + size)
         signals = torch.from_numpy(voxels[:, piece].astype(np.float64)).to(device)
         sigma = None if noise is None else torch.from_numpy(noise[piece].copy()).to(device)
-        parts.append([values.cpu().numpy() for values in _fit_chunk(signals, sigma, settings)])
+        parts.append([values.cpu().numpy() for values in fit_signals(signals, sigma, settings)])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-
-def _fit_chunk(signals: Tensor, sigma: Tensor | None, settings: _Settings) -> list[Tensor]:
-    quality = _judge(signals, settings)
-    index = torch.nonzero(quality == Quality.CONVERGED)[:, 0]
-    signals = signals[:, index]
-    peak = signals.amax(0)
-    fitted = _FITS[settings.model](signals / peak, peak, None if sigma is None else sigma[index] / peak, settings)
-    found = fitted.converged & (fitted.amplitude > 0)
-    good, rate = found & ~fitted.at_bound, fitted.rate
-    quality[index[found & fitted.at_bound]] = Quality.AT_BOUND
-    quality[index[~fitted.converged]] = Quality.NOT_CONVERGED
-    quality[index[fitted.amplitude <= 0]] = Quality.NO_SIGNAL
-    values = [
-        torch.where(found, settings.span_ms / rate, torch.nan),
-        torch.where(found, fitted.amplitude * peak * torch.exp(settings.first_ms / settings.span_ms * rate), torch.nan),
-        torch.where(found, fitted.offset * peak, torch.nan),
-        torch.where(good, fitted.variance.sqrt() * settings.span_ms / rate.square(), torch.nan),
-    ]
-    columns = torch.full((4, len(quality)), torch.nan, dtype=torch.float64, device=quality.device)
-    columns[:, index] = torch.stack(values)
-    return [*columns, quality]
-
-
-def _judge(signals: Tensor, settings: _Settings) -> Tensor:
-    """Which voxels can be fitted (``CONVERGED``, for the time being), and why others cannot; uint8 (n)."""
-    quality = torch.full(signals.shape[1:], Quality.CONVERGED, dtype=torch.uint8, device=signals.device)
-    peak, fewest = signals.amax(0), 2 if settings.model == "log_linear" else 1
-    centred = settings.times - settings.times.mean()
-    quality[centred @ signals > -_LEAST_FALL * peak * centred.square().sum()] = Quality.NOT_DECAYING
-    quality[(signals > 0).sum(0) < fewest] = Quality.NO_SIGNAL
-    valid = signals.isfinite().all(0)
-    if settings.model == "rician":
-        valid &= (signals >= 0).all(0)
-    quality[~valid] = Quality.INVALID
-    return quality
-
-
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """Float64 and bool tensors (n), of signals divided by their peak; the amplitude is that at the first echo."""
-
-    rate: Tensor
-    amplitude: Tensor
-    offset: Tensor
-    variance: Tensor  # of the rate
-    at_bound: Tensor
-    converged: Tensor
-
-
-def _fit_least_squares(signals: Tensor, peak: Tensor, sigma: Tensor | None, settings: _Settings) -> _Fitted:
-    lower, upper = (bound / peak for bound in settings.offset_bounds)
-    found = fit_decay(signals, settings.times, settings.rate_bounds, lower, upper)
-    variance = _noise_variance(found.residual, len(signals) - found.parameters, sigma) / found.information
-    return _Fitted(found.rate, found.amplitude, found.offset, variance, found.at_bound, found.converged)
-
-
-def _fit_log_linear(signals: Tensor, peak: Tensor, sigma: Tensor | None, settings: _Settings) -> _Fitted:
-    """Closed form; the noise of log y is sigma / y, so that weights y^2 give residuals of variance sigma^2."""
-    times, positive = settings.times[:, None], signals > 0
-    logarithms = torch.where(positive, signals, 1.0).log()
-    weights = torch.where(positive, signals, 0.0).square()
-    total = weights.sum(0)
-    mean_time, mean_logarithm = (weights * times).sum(0) / total, (weights * logarithms).sum(0) / total
-    centred = times - mean_time
-    spread = (weights * centred.square()).sum(0)
-    free = -(weights * centred * logarithms).sum(0) / spread
-    rate = free.clamp(*settings.rate_bounds)
-    residuals = logarithms - mean_logarithm + centred * rate
-    squares = (weights * residuals.square()).sum(0)
-    variance = _noise_variance(squares, positive.sum(0) - UNKNOWNS["log_linear"], sigma) / spread
-    amplitude = (mean_logarithm + mean_time * rate).exp()
-    return _Fitted(rate, amplitude, torch.zeros_like(rate), variance, rate != free, torch.ones_like(positive[0]))
-
-
-def _fit_rician(signals: Tensor, peak: Tensor, sigma: Tensor | None, settings: _Settings) -> _Fitted:
-    assert sigma is not None  # `fit_t2` has estimated it
-    sigma = sigma.clamp(min=SMALLEST_SIGMA)
-    found = fit_rician_decay(signals / sigma, settings.times, settings.rate_bounds)
-    offset = torch.zeros_like(sigma)
-    return _Fitted(found.rate, found.amplitude * sigma, offset, found.variance, found.at_bound, found.converged)
-
-
-def _noise_variance(squares: Tensor, degrees_of_freedom: Tensor, sigma: Tensor | None) -> Tensor:
-    """Variance of the noise: as given, else from the residuals; NaN where these leave no degree of freedom."""
-    if sigma is not None:
-        return sigma.square()
-    return torch.where(degrees_of_freedom > 0, squares / degrees_of_freedom, torch.nan)
-
-
-_FITS = {
-    "offset": _fit_least_squares,
-    "mono": _fit_least_squares,
-    "log_linear": _fit_log_linear,
-    "rician": _fit_rician,
-}
