@@ -331,7 +331,8 @@ def main() -> None:
     study.make_data()
     evaluations = []
     for seed in study.args.seeds:
-        masks = {f"LaMa {pixels}": study.lama(pixels, seed) for pixels in study.args.pixels}
+        # the finest first, with which all others are compared
+        masks = {f"LaMa {pixels}": study.lama(pixels, seed) for pixels in sorted(study.args.pixels, reverse=True)}
         masks |= {method: study.peer(method, seed) for method in study.args.peers}
         evaluations.append(study.evaluate(masks, seed))
         study.write_tables(evaluations)

@@ -164,13 +164,14 @@ def draw(raw: Path, output: Path) -> None:
         high = np.percentile(plane[bones[number]], 99.5) * 1.1
         for axis, shown in zip(column, (plane, filled, plane), strict=True):
             axis.imshow(shown[box], cmap="gray", vmin=0, vmax=high)
-            axis.axis("off")
+            axis.set_xticks([])
+            axis.set_yticks([])
         if arrays["lesions"][number].any():
             column[2].contour(arrays["lesions"][number][box], [0.5], colors="white", linewidths=0.8)
         found = np.ma.masked_equal((arrays["found"][number][box] > 0).astype(float), 0)
         column[2].imshow(found, cmap="autumn", alpha=0.55, vmin=0, vmax=1)
     for axis, title in zip(axes[:, 0], ("image", "filled in", "found; true lesion in white"), strict=True):
-        axis.set_title(title, fontsize=8, loc="left")
+        axis.set_ylabel(title, fontsize=8)
     figure.tight_layout(pad=0.3)
     save_figure(figure, output / "mese.png", dpi=100)
 

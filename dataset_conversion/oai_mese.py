@@ -23,7 +23,7 @@ from nnunet_anomaly.dataset_conversion.thomas_split import SUBJECTS, role_of
 from nnunet_anomaly.dataset_conversion.writer import DatasetDescription, DatasetWriter, check_images
 from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.multi_echo import MultiEcho
-from nnunet_anomaly.twins import LEFT, RIGHT
+from nnunet_anomaly.sides import LEFT, RIGHT
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

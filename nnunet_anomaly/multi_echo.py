@@ -22,7 +22,7 @@ import numpy as np
 
 from nnunet_anomaly.errors import GeometryError, InputError
 from nnunet_anomaly.files import load_json, read_image, save_json, write_image
-from nnunet_anomaly.twins import LEFT, RIGHT
+from nnunet_anomaly.sides import LEFT, RIGHT
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

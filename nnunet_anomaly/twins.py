@@ -13,11 +13,11 @@ import numpy as np
 from nnunet_anomaly.errors import GeometryError, SettingsError
 from nnunet_anomaly.geometry import check_spacing
 from nnunet_anomaly.label_maps import as_label_map
+from nnunet_anomaly.sides import LEFT, NEITHER, RIGHT
 
 if TYPE_CHECKING:
     from nnunet_anomaly.settings import SymmetrySettings
 
-LEFT, RIGHT, NEITHER = "left", "right", "neither"
 _SIDES = {"left": LEFT, "l": LEFT, "lt": LEFT, "right": RIGHT, "r": RIGHT, "rt": RIGHT}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 # Larger label maps are thinned out, by the same step along every axis: a centre hardly moves by that.

@@ -27,9 +27,10 @@ def in_order(folds: Iterable[Fold]) -> list[Fold]:
 
 
 def folds_of(model: Path, checkpoint: str) -> list[Fold]:
-    """Folds of a model folder that have a checkpoint: the numbered ones; ``all`` only where there is none, as nnU-Net.
+    """Folds of a model folder that have a checkpoint: the numbered ones, and ``all`` only where there is none.
 
-    Empty where no fold has it.
+    Empty where no fold has it. Other folders, such as ``fold_0_old``, are no folds.
     """
-    numbered = in_order(int(path.parent.name[5:]) for path in model.glob(f"fold_[0-9]*/{checkpoint}"))
+    names = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint}"))
+    numbered = in_order(int(name) for name in names if name.isdecimal())
     return numbered or ([ALL] if (model / f"fold_{ALL}" / checkpoint).is_file() else [])

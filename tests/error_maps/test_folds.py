@@ -17,7 +17,7 @@ def test_folds_are_numbers_or_all():
 
 def test_numbered_folds_come_before_all(tmp_path):
     assert folds_of(tmp_path, "final.pth") == []
-    for fold, expected in (("all", ["all"]), (10, [10]), (2, [2, 10])):
+    for fold, expected in (("0_old", []), ("all", ["all"]), (10, [10]), (2, [2, 10])):
         (tmp_path / f"fold_{fold}").mkdir()
         (tmp_path / f"fold_{fold}" / "final.pth").touch()
         assert folds_of(tmp_path, "final.pth") == expected
