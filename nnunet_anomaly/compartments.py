@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_anomaly.connected_components import label_components
-from nnunet_anomaly.errors import GeometryError, InputError, LabelError, SettingsError
+from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import load_json
-from nnunet_anomaly.geometry import bounding_box, check_spacing, distance_to_mm
+from nnunet_anomaly.geometry import bounding_box, check_in_patient, distance_to_mm
 from nnunet_anomaly.twins import LEFT, RIGHT, words_of
 
 MEDIAL, LATERAL, TROCHLEA = 1, 2, 3
@@ -84,12 +84,7 @@ def femur_compartments(
         LabelError: a femur that is not 3-D, or neither bool nor integers.
         SettingsError: another side, or a share outside 0 to 1.
     """
-    femur = np.asarray(femur)
-    if femur.ndim != 3 or femur.dtype.kind not in "biu":
-        raise LabelError(f"The femur has {femur.ndim} axes and {femur.dtype} values; it must be 3-D, bool or integers.")
-    check_spacing(spacing_mm, 3)
-    if np.shape(direction) != (9,):
-        raise GeometryError(f"direction is {direction}; a 3-D image has 9 numbers.")
+    femur = check_in_patient(femur, spacing_mm, direction, "The femur")
     if side not in (LEFT, RIGHT, None):
         raise SettingsError(f"The side of the knee is {side!r}; it must be '{LEFT}', '{RIGHT}' or None (unknown).")
     if not 0 <= trochlea_share <= 1:

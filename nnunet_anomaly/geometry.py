@@ -162,6 +162,28 @@ def check_spacing(spacing_mm: Any, number_of_axes: int) -> None:
         raise GeometryError(f"spacing_mm is {spacing_mm}; it must be one positive number for {number_of_axes} axes.")
 
 
+def check_in_patient(mask: np.ndarray, spacing_mm: Any, direction: Any, what: str) -> np.ndarray:
+    """The mask as an array, if it is one that lies in a patient.
+
+    Args:
+        mask: 3-D, bool or integers.
+        spacing_mm: voxel size along every axis.
+        direction: SimpleITK's ``GetDirection()``, 9 numbers.
+        what: for messages, such as "The femur".
+
+    Raises:
+        GeometryError: the spacing or the direction is not that of a 3-D image.
+        LabelError: a mask that is not 3-D, or neither bool nor integers.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 3 or mask.dtype.kind not in "biu":
+        raise LabelError(f"{what} has {mask.ndim} axes and {mask.dtype} values; it must be 3-D, bool or integers.")
+    check_spacing(spacing_mm, 3)
+    if np.shape(direction) != (9,):
+        raise GeometryError(f"direction is {direction}; a 3-D image has 9 numbers.")
+    return mask
+
+
 def _checked(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, tuple[float, ...]]:
     """The mask as bool, C-contiguous, and its spacing as floats.
 

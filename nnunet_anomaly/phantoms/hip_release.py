@@ -39,7 +39,7 @@ from nnunet_anomaly.phantoms.hip import (
     make_case,
 )
 from nnunet_anomaly.phantoms.pelvis import FEMUR_LEFT, FEMUR_RIGHT, HIP_LEFT, HIP_RIGHT, LABELS, SACRUM
-from nnunet_anomaly.phantoms.release import STAGING, claim_folder, move_into_place
+from nnunet_anomaly.phantoms.release import STAGING, check_grid, claim_folder, move_into_place
 
 # raised whenever the same parameters give other files, so that two makes never mix in one folder
 VERSION = 1
@@ -121,13 +121,7 @@ def _check(phantom: HipPhantom) -> None:
     low, high = phantom.gap_range_mm
     if not 0 < low <= high <= WIDEST_GAP_MM:
         raise SettingsError(f"--gap-mm is {low} {high}; it must rise, from more than 0 to {WIDEST_GAP_MM:g} at most.")
-    if len(phantom.grid) != 3 or any(
-        not least <= size <= most for size, least, most in zip(phantom.grid, SMALLEST_GRID, LARGEST_GRID, strict=True)
-    ):
-        raise SettingsError(
-            f"--grid is {' '.join(str(size) for size in phantom.grid)}; it must be three numbers (slices, rows, "
-            f"columns) from {SMALLEST_GRID} to {LARGEST_GRID}."
-        )
+    check_grid(phantom.grid, SMALLEST_GRID, LARGEST_GRID)
 
 
 def write_case(folder: Path, phantom: HipPhantom, index: int) -> bool:

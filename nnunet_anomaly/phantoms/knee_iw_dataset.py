@@ -31,7 +31,7 @@ from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.files import Outcome, load_json, run_cases, save_json, write_image
 from nnunet_anomaly.phantoms.knee import KneeCase
 from nnunet_anomaly.phantoms.knee_iw import BML, FEMUR, GRID, make_iw_case
-from nnunet_anomaly.phantoms.release import STAGING, claim_folder, move_into_place
+from nnunet_anomaly.phantoms.release import STAGING, check_grid, claim_folder, move_into_place
 
 # raised whenever the same parameters give other files, so that two makes never mix in one folder
 VERSION = 1
@@ -119,13 +119,7 @@ def _check(folder: Path, phantom: BmlPhantom) -> None:
             raise SettingsError(f"--{name} is {number}; it must lie between {least} and {MOST_CASES}.")
     if phantom.seed < 0:
         raise SettingsError(f"--seed is {phantom.seed}; it cannot be negative.")
-    if len(phantom.grid) != 3 or any(
-        not low <= size <= high for size, low, high in zip(phantom.grid, SMALLEST_GRID, LARGEST_GRID, strict=True)
-    ):
-        raise SettingsError(
-            f"--grid is {' '.join(str(size) for size in phantom.grid)}; it must be three numbers (slices, rows, "
-            f"columns) from {SMALLEST_GRID} to {LARGEST_GRID}."
-        )
+    check_grid(phantom.grid, SMALLEST_GRID, LARGEST_GRID)
 
 
 def write_case(folder: Path, part: str, number: int, seed: int, grid: Sequence[int]) -> bool:

@@ -96,15 +96,21 @@ def _check(cases: int, seed: int, lesions: str, grid: Sequence[int]) -> list[int
         raise SettingsError(f"--seed is {seed}; it cannot be negative.")
     if lesions not in LEVELS:
         raise SettingsError(f"--lesions is '{lesions}'; it must be one of {', '.join(LEVELS)}.")
-    sizes = [int(size) for size in grid]
-    if len(sizes) != 3 or any(
-        not low <= size <= high for size, low, high in zip(sizes, SMALLEST_GRID, LARGEST_GRID, strict=True)
-    ):
+    check_grid(grid, SMALLEST_GRID, LARGEST_GRID)
+    return [int(size) for size in grid]
+
+
+def check_grid(grid: Sequence[int], smallest: Sequence[int], largest: Sequence[int]) -> None:
+    """A phantom's numbers of slices, rows and columns lie within limits.
+
+    Raises:
+        SettingsError: they do not, or these are not three numbers.
+    """
+    if len(grid) != 3 or any(not low <= size <= high for size, low, high in zip(grid, smallest, largest, strict=True)):
         raise SettingsError(
-            f"--grid is {' '.join(str(size) for size in sizes)}; it must be three numbers (slices, rows, columns) "
-            f"from {SMALLEST_GRID} to {LARGEST_GRID}."
+            f"--grid is {' '.join(str(size) for size in grid)}; it must be three numbers (slices, rows, columns) "
+            f"from {smallest} to {largest}."
         )
-    return sizes
 
 
 def claim_folder(folder: Path, parameters: dict[str, Any], counts: dict[str, int]) -> None:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from nnunet_anomaly.errors import GeometryError, InputError, LabelError, SettingsError
-from nnunet_anomaly.geometry import check_spacing
+from nnunet_anomaly.errors import GeometryError, InputError, SettingsError
+from nnunet_anomaly.geometry import check_in_patient
 from nnunet_anomaly.planes import plane_of
 
 BIN_DEGREES = 5.0
@@ -154,12 +154,7 @@ def unroll(
         LabelError: a mask that is not 3-D, or neither bool nor integers.
         SettingsError: 360 degrees are no multiple of ``bin_degrees``.
     """
-    mask = np.asarray(mask)
-    if mask.ndim != 3 or mask.dtype.kind not in "biu":
-        raise LabelError(f"The mask has {mask.ndim} axes and {mask.dtype} values; it must be 3-D, bool or integers.")
-    check_spacing(spacing_mm, 3)
-    if np.shape(direction) != (9,):
-        raise GeometryError(f"direction is {direction}; a 3-D image has 9 numbers.")
+    mask = check_in_patient(mask, spacing_mm, direction, "The mask")
     number_of_bins = round(360 / bin_degrees) if 0 < bin_degrees <= 180 else 0
     if not number_of_bins or not math.isclose(number_of_bins * bin_degrees, 360):
         raise SettingsError(f"bin_degrees is {bin_degrees}; 360 must be a multiple of it, and more than one bin.")
