@@ -549,6 +549,76 @@ class DistillationSettings:
 
 
 @dataclass(frozen=True)
+class MeseSettings:
+    """The network that finds cartilage in single echoes of multi-echo spin-echo MR (Thomas, section 2.3)."""
+
+    echo_probabilities: tuple[float, ...] = setting(
+        "Probability of every channel, an echo each, to be the one that a slice is learnt from; they sum to 1.",
+        (0.2, 0.6, 0.2),
+        minimum=0,
+        maximum=1,
+    )
+    prediction_echo: int = setting("Which channel validation and prediction see, counted from 1.", 2, minimum=1)
+    empty_slices_kept: float = setting(
+        "Share of the slices without foreground that is kept, drawn anew for every pass over the training slices.",
+        0.1,
+        minimum=0,
+        maximum=1,
+    )
+    learning_rate: float = setting(
+        "Initial learning rate of Adam (the paper searched it and does not give it).", 1e-3, minimum=1e-8
+    )
+    learning_rate_schedule: Literal["constant", "poly"] = setting("Constant, or nnU-Net's polynomial decay.", "poly")
+    betas: tuple[float, float] = setting("Adam's beta 1 and 2.", (0.99, 0.995), minimum=0, maximum=0.999999)
+    epochs: int = setting("Epochs of nnU-Net's 250 iterations.", 100, minimum=1)
+
+
+@dataclass(frozen=True)
+class T2Settings:
+    """T2 of cartilage: fit, refinement of the mask, unrolling, clusters (Thomas, sections 2.5 and 2.6)."""
+
+    model: Literal["offset", "mono", "log_linear", "rician"] = setting(
+        "How T2 is fitted: an exponential with a constant for noise, without one, by its logarithm, or in Rician noise "
+        "by maximum likelihood.",
+        "rician",
+        "offset",
+    )
+    skip_first_echo: bool = setting("Leave out the shortest echo, which stimulated echoes falsify.", True)
+    range_ms: tuple[float, float] = setting(
+        "Voxels are cartilage only if their T2 is above the first and at most the second.", (0.0, 100.0), minimum=0
+    )
+    candidate_probability: float = setting(
+        "T2 is fitted where the network gives cartilage a higher probability than this.", 0.01, minimum=0, maximum=1
+    )
+    probability: float = setting(
+        "Voxels are cartilage from this probability on; `nnunet-anomaly tune t2` searches it.",
+        0.501,
+        minimum=0,
+        maximum=1,
+    )
+    minimum_slice_mm2: float = setting(
+        "A slice in which the network finds less than this area has none (paper: 425 pixels of 0.313 x 0.446 mm); "
+        "`nnunet-anomaly tune t2` searches it.",
+        59.3,
+        minimum=0,
+    )
+    bin_degrees: float = setting("Width of the angle bins of unrolled cartilage.", 5.0, minimum=0.5, maximum=90)
+    central_degrees: tuple[float, float] = setting(
+        "Where the central part begins and ends, 0 straight down, the back positive: -30 and 30 as the authors' "
+        "program has it, -15 and 15 as DOSMA.",
+        (-30.0, 30.0),
+        minimum=-180,
+        maximum=180,
+    )
+    cluster_percent: float = setting(
+        "A cluster of rising T2 covers more than this share of the plate.", 1.0, minimum=0, maximum=100
+    )
+    subpixel_registration: bool = setting(
+        "Bring the second time point onto the first between whole slices and bins too, with interpolation.", False
+    )
+
+
+@dataclass(frozen=True)
 class AnomalySettings:
     """Everything under ``"anomaly"`` in the plans."""
 
@@ -576,6 +646,8 @@ class AnomalySettings:
     bml: BmlSettings = field(default_factory=BmlSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     unet_plus_plus: UNetPlusPlusSettings = field(default_factory=UNetPlusPlusSettings)
+    mese: MeseSettings = field(default_factory=MeseSettings)
+    t2: T2Settings = field(default_factory=T2Settings)
 
     @staticmethod
     def for_preset(preset: str) -> AnomalySettings:
