@@ -210,6 +210,19 @@ def write_tiny_image() -> Callable[[Path, int], np.ndarray]:
     return write
 
 
+@pytest.fixture(scope="session")
+def write_mese_images() -> Callable[[Path, str, int], np.ndarray]:
+    """Write the three echoes of tiny multi-echo case ``index`` into a folder, and return its labels."""
+
+    def write(folder: Path, name: str, index: int) -> np.ndarray:
+        echoes, labels = mese_case(index)
+        for channel, echo in enumerate(echoes):
+            write_image(folder / f"{name}_{channel:04d}.nii.gz", echo, (3.0, 0.5, 0.5))
+        return labels
+
+    return write
+
+
 @pytest.fixture
 def new_trainer(planned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     """Make a trainer of ours, or nnU-Net's, on the tiny dataset: in this process, two steps an epoch.
