@@ -158,9 +158,8 @@ def test_losses_and_leak_are_means_over_both_ranks(ranks, name):
 def test_each_rank_writes_its_maps_once_and_rank_0_alone_all_else(ranks, name):
     written = [rank[name]["written"] for rank in ranks]
     maps = ["validation/error_maps/{}.nii.gz", "validation/reconstructions/{}_0000.nii.gz"]
-    cases = (
-        [[], []] if name in (S, GAP, MESE) else [["case_03", "case_05"], ["case_04"]]
-    )  # else nnU-Net's workers write them
+    segments = name in (S, GAP, MESE)  # and nnU-Net's workers write what is segmented
+    cases = [[], []] if segments else [["case_03", "case_05"], ["case_04"]]
     for files, own in zip(written, cases, strict=True):
         assert sorted(file for file in files if file.endswith(".nii.gz")) == [m.format(c) for m in maps for c in own]
     assert all(file.endswith(".nii.gz") for file in written[1])
