@@ -553,12 +553,19 @@ class MeseSettings:
     """The network that finds cartilage in single echoes of multi-echo spin-echo MR (Thomas, section 2.3)."""
 
     echo_probabilities: tuple[float, ...] = setting(
-        "Probability of every channel, an echo each, to be the one that a slice is learnt from; they sum to 1.",
+        "Probability of every channel, an echo each, to be the one that a slice is learnt from; they sum to 1. "
+        "Derived: 1 where there is one channel alone.",
         (0.2, 0.6, 0.2),
         minimum=0,
         maximum=1,
+        derived=True,
     )
-    prediction_echo: int = setting("Which channel validation and prediction see, counted from 1.", 2, minimum=1)
+    prediction_echo: int = setting(
+        "Which channel validation and prediction see, counted from 1. Derived: 1 where there is one channel alone.",
+        2,
+        minimum=1,
+        derived=True,
+    )
     empty_slices_kept: float = setting(
         "Share of the slices without foreground that is kept, drawn anew for every pass over the training slices.",
         0.1,

@@ -78,3 +78,31 @@ class QuartileFingerprintNormalization(QuartileNormalization):
             )
         mean, scale = (float(self.intensityproperties[key]) for key in QUARTILE_STATISTICS)
         return mean, scale
+
+
+class MedianQuartileNormalization(ImageNormalization):
+    """Median to 0, 25th percentile to -1, 75th to 1, straight between and beyond, cut off at the 3rd and 97th (Thomas).
+
+    The paper (section 2.3) asks for three values, which one shift and one scale cannot give unless the quartiles lie
+    evenly: each side of the median has a scale of its own. Percentiles are those of one channel of one case, of all
+    voxels within the box that nnU-Net crops to; the non-zero mask is not used.
+
+    Where the median equals one quartile, that side has the scale of the other one. Where it equals both, the standard
+    deviation of the trimmed values takes their place. Where trimming leaves one value, as of a constant image or of a
+    single voxel, all become 0. No voxels give no voxels.
+    """
+
+    leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true = False
+
+    def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
+        """Normalise one channel (spatial shape); ``seg`` is not used."""
+        image = image.astype(self.target_dtype, copy=True)
+        if not image.size:
+            return image
+        lowest, low, median, high, highest = np.percentile(image.astype(np.float64), (3, 25, 50, 75, 97))
+        np.clip(image, lowest, highest, out=image)
+        below, above = float(median - low), float(high - median)
+        spread = below or above or float(image.std(dtype=np.float64)) or 1.0
+        image -= median
+        image /= np.where(image < 0, below or spread, above or spread)
+        return image

@@ -120,6 +120,55 @@ def write_tiny_dataset(folder: Path, cases: int = 6) -> None:
     (folder / "splits_final.json").write_text(json.dumps(splits))
 
 
+def mese_case(index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three echoes (3, 10, 32, 32) and labels: cartilage (1) under bone, in slices 2 to 7.
+
+    Contrast changes from echo to echo, as T2 differ: 30 ms of bone, 45 of cartilage, 120 of the fluid around.
+    """
+    rng = np.random.default_rng(100 + index)
+    z, y, x = np.meshgrid(np.arange(10), np.arange(32), np.arange(32), indexing="ij")
+    shift_y, shift_x = rng.uniform(-2, 2, 2)
+    radius = np.hypot(y - 12 - shift_y, x - 16 - shift_x)
+    labels = ((radius > 6) & (radius < 12) & (y > 12) & (abs(z - 4.5) < 3)).astype(np.uint8)
+    bone = radius <= 6
+    signal, t2_ms = np.where(bone, 600.0, 1000.0), np.where(labels == 1, 45.0, np.where(bone, 30.0, 120.0))
+    echoes = [signal * np.exp(-echo_time_ms / t2_ms) for echo_time_ms in (10, 20, 30)]
+    return (np.stack(echoes) + rng.normal(0, 20, (3, *labels.shape))).astype(np.float32), labels
+
+
+def write_mese_dataset(folder: Path, channels: int = 3, cases: int = 6) -> None:
+    """A multi-echo dataset with thick slices, two folds, and the first ``channels`` echoes."""
+    names = [f"case_{index:02d}" for index in range(cases)]
+    for index, name in enumerate(names):
+        echoes, labels = mese_case(index)
+        for channel in range(channels):
+            write_image(folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz", echoes[channel], (3.0, 0.5, 0.5))
+        write_image(folder / "labelsTr" / f"{name}.nii.gz", labels, (3.0, 0.5, 0.5))
+    description = {
+        "channel_names": {str(channel): f"MESE_echo{channel + 1}" for channel in range(channels)},
+        "labels": {"background": 0, "femoral_cartilage": 1},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "SimpleITKIO",
+    }
+    half = cases // 2
+    splits = [{"train": names[:half], "val": names[half:]}, {"train": names[half:], "val": names[:half]}]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+
+
+@pytest.fixture(scope="session")
+def planned_mese(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A tiny multi-echo dataset (104), planned and preprocessed by nnU-Net's own command."""
+    workspace = Workspace(tmp_path_factory.mktemp("planned_mese"))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (workspace.root / name).mkdir()
+    write_mese_dataset(workspace.root / "nnUNet_raw" / "Dataset104_MESE")
+    command = ["nnUNetv2_plan_and_preprocess", "-d", "104", "-pl", "nnUNetPlannerMESETiny", "-c", "2d"]
+    workspace.run(*command, "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    return workspace
+
+
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A tiny dataset (101), planned and preprocessed by nnU-Net's own command."""
@@ -157,6 +206,19 @@ def write_tiny_image() -> Callable[[Path, int], np.ndarray]:
         image, _ = tiny_case(index)
         write_image(path, image)
         return image
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_mese_images() -> Callable[[Path, str, int], np.ndarray]:
+    """Write the three echoes of tiny multi-echo case ``index`` into a folder, and return its labels."""
+
+    def write(folder: Path, name: str, index: int) -> np.ndarray:
+        echoes, labels = mese_case(index)
+        for channel, echo in enumerate(echoes):
+            write_image(folder / f"{name}_{channel:04d}.nii.gz", echo, (3.0, 0.5, 0.5))
+        return labels
 
     return write
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_anomaly.architectures.multi_planar import MultiPlanarUNet
 from nnunet_anomaly.augmentation.elastic import deform_elastically
@@ -20,20 +16,19 @@ from nnunet_anomaly.settings import AnomalySettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
 from nnunet_anomaly.trainers.fine_tuning import FineTuning
 from nnunet_anomaly.trainers.gap_weighted import nnUNetTrainerGapWeighted
+from nnunet_anomaly.trainers.own_loader import OwnLoader
 from nnunet_anomaly.trainers.plane_loader import PlaneDataLoader
 from nnunet_anomaly.views import draw_frames
 
 SUFFIX = "_multiplanar"
 
 
-class nnUNetTrainerMultiPlanar(FineTuning):
+class nnUNetTrainerMultiPlanar(OwnLoader, FineTuning):
     """nnU-Net's 2-D network, trained on planes of the plans' views; it predicts volumes, seen from all these views.
 
     The views are drawn once from ``anomaly.seed`` (the same for all folds), and lie in the checkpoint: planes in
     prediction lie as those in training. Nothing is mirrored in prediction.
     """
-
-    dataset_class: Any
 
     def __init__(
         self,
@@ -112,7 +107,7 @@ class nnUNetTrainerMultiPlanar(FineTuning):
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
         """No rotation; planes are mirrored, unless left could become right by it."""
-        symmetry, plane = self.settings.symmetry, (self.settings.multi_planar.plane_pixels,) * 2
+        symmetry = self.settings.symmetry
         self.inference_allowed_mirroring_axes = None
         mirror_axes: tuple[int, ...] = (0, 1)
         if symmetry.pairs and symmetry.mirroring != "plain":
@@ -121,7 +116,7 @@ class nnUNetTrainerMultiPlanar(FineTuning):
                 "Planes are not mirrored: there are left and right structures, and no axis of an oblique plane runs "
                 "from left to right."
             )
-        return (0.0, 0.0), False, plane, mirror_axes
+        return (0.0, 0.0), False, self.patch_of_network(), mirror_axes
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
         """nnU-Net's for planes, without rotation and scaling, with elastic deformation at its setting."""
@@ -132,31 +127,13 @@ class nnUNetTrainerMultiPlanar(FineTuning):
                 deform_elastically(transform, self.settings.gap_weights.elastic_probability)
         return stock
 
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's augmenters over planes."""
-        if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        rotation, dummy_2d, plane, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        scales, labels = self._get_deep_supervision_scales(), self.label_manager
-        common = {
-            "is_cascaded": False,
-            "foreground_labels": labels.foreground_labels,
-            "regions": labels.foreground_regions if labels.has_regions else None,
-            "ignore_label": labels.ignore_label,
-        }
-        masks = self.configuration_manager.use_mask_for_norm
-        transforms = (
-            self.get_training_transforms(
-                plane, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=masks, **common
-            ),
-            self.get_validation_transforms(scales, **common),
-        )
-        processes = get_allowed_n_proc_DA()
-        augmenters = []
-        for dataset, pipeline, share in zip(self.get_tr_and_val_datasets(), transforms, (1, 2), strict=True):
-            augmenters.append(self.augmenter(self.plane_loader(dataset, pipeline), processes, share))
-            next(augmenters[-1])  # nnU-Net starts them here, too
-        return augmenters[0], augmenters[1]
+    def patch_of_network(self) -> tuple[int, int]:
+        """A plane; the plans' patch is a volume."""
+        return (self.settings.multi_planar.plane_pixels,) * 2
+
+    def loader(self, dataset: Any, transforms: ComposeTransforms, loaded_patch: Any) -> PlaneDataLoader:
+        """Planes; nothing is loaded beyond them, as they are not rotated."""
+        return self.plane_loader(dataset, transforms)
 
     def plane_loader(self, dataset: Any, transforms: ComposeTransforms) -> PlaneDataLoader:
         """Planes of the network's own views, which are those of a checkpoint where one was loaded."""
@@ -172,20 +149,6 @@ class nnUNetTrainerMultiPlanar(FineTuning):
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=transforms,
-        )
-
-    def augmenter(self, loader: PlaneDataLoader, processes: int, share: int) -> Any:
-        """In this process without others, else in one of so many, as nnU-Net's."""
-        if processes == 0:
-            return SingleThreadedAugmenter(loader, None)
-        return NonDetMultiThreadedAugmenter(
-            data_loader=loader,
-            transform=None,
-            num_processes=max(1, processes // share),
-            num_cached=max(6 // share, processes // (2 * share)),
-            seeds=None,
-            pin_memory=self.device.type == "cuda",
-            wait_time=0.002,
         )
 
 

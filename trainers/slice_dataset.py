@@ -38,7 +38,11 @@ class SliceDataset:
         case, number = self.places[identifier]
         image, labels, _, properties = self.dataset.load_case(case)
         one = slice(number, number + 1)
-        return image[:, one], labels[:, one], None, {**properties, "class_locations": {}}
+        return image[self.channels(), one], labels[:, one], None, {**properties, "class_locations": {}}
+
+    def channels(self) -> slice:
+        """Channels of the image that are loaded: all."""
+        return slice(None)
 
 
 class StoredLabelMaps:

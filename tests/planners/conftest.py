@@ -9,7 +9,7 @@ import pytest
 def plan_from(monkeypatch, tmp_path):
     """Make plans for cases with these shapes and spacings (z, y, x); ``write_images`` fills the raw folder before."""
 
-    def make(cls, shapes, spacings_mm, memory_gb=8, *, labels, write_images=None):
+    def make(cls, shapes, spacings_mm, memory_gb=8, *, labels, channels=("T1",), write_images=None):
         raw, preprocessed = (tmp_path / name / "Dataset101_Test" for name in ("raw", "preprocessed"))
         monkeypatch.setenv("nnUNet_raw", str(raw.parent))
         monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed.parent))
@@ -18,7 +18,7 @@ def plan_from(monkeypatch, tmp_path):
         if write_images is not None:
             write_images(raw)
         description = {
-            "channel_names": {"0": "T1"},
+            "channel_names": {str(index): name for index, name in enumerate(channels)},
             "labels": {"background": 0, **labels},
             "numTraining": len(shapes),
             "file_ending": ".nii.gz",
@@ -28,7 +28,7 @@ def plan_from(monkeypatch, tmp_path):
         fingerprint = {
             "spacings": spacings_mm,
             "shapes_after_crop": shapes,
-            "foreground_intensity_properties_per_channel": {"0": properties},
+            "foreground_intensity_properties_per_channel": {str(index): properties for index in range(len(channels))},
             "median_relative_size_after_cropping": 1.0,
         }
         (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))

@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-G, A, S, GAP, LAMA = (
-    f"nnUNetTrainer{name}_2epochs" for name in ("Inpainting", "InpaintingMimic", "AnomalyAware", "GapWeighted", "LaMa")
+G, A, S, GAP, LAMA, MESE = (
+    f"nnUNetTrainer{name}_2epochs"
+    for name in ("Inpainting", "InpaintingMimic", "AnomalyAware", "GapWeighted", "LaMa", "MESE")
 )
-PLAIN, DERIVED = "Dataset101_Tiny", "Dataset102_TinyError"
+PLAIN, DERIVED, ECHOES = "Dataset101_Tiny", "Dataset102_TinyError", "Dataset104_MESE"
 RUNS = {
     G: (PLAIN, "3d_inpainting"),
     A: (PLAIN, "3d_inpainting"),
     S: (DERIVED, "3d_fullres"),
     GAP: (PLAIN, "3d_fullres"),
     LAMA: (PLAIN, "2d_inpainting"),
+    MESE: (ECHOES, "2d"),
 }
 SMALL = {"features": 4, "blocks": 1, "downsamplings": 2, "discriminator_features": 4}
 PLANS = "nnUNetAnomalyTinyPlans"
@@ -98,8 +100,8 @@ def train_as(rank: int, root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(planned: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes saw that trained G and A, with C, S on the tiny dataset with an error channel, GAP, LaMa."""
+def ranks(planned: Any, planned_mese: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes saw that trained G and A, with C, S on a dataset with an error channel, and the others."""
     import blosc2
 
     workspace = dataclasses.replace(planned, root=tmp_path_factory.mktemp("ranks"))
@@ -120,6 +122,9 @@ def ranks(planned: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
                 blosc2.asarray(np.concatenate((image, 0.01 * image**2)), urlpath=str(path), mode="w")
         (folder / f"{PLANS}.json").write_text(json.dumps(plans))
         (folder / "dataset.json").write_text(json.dumps(description))
+    folder = workspace.root / "nnUNet_preprocessed" / ECHOES
+    shutil.copytree(planned_mese.root / "nnUNet_preprocessed" / ECHOES, folder)
+    (folder / "nnUNetMESETinyPlans.json").rename(folder / f"{PLANS}.json")
     workspace.run(Path(sys.executable).name, __file__, str(workspace.root), nnUNet_n_proc_DA="0")
     return [torch.load(workspace.root / f"rank_{rank}", weights_only=False) for rank in (0, 1)]
 
@@ -136,7 +141,7 @@ def test_losses_and_leak_are_means_over_both_ranks(ranks, name):
     logs, steps = ([rank[name][key] for rank in ranks] for key in ("log", "steps"))
     assert all(logs[0][key] == logs[1][key] for key in logs[0] if "timestamps" not in key)
     first, second = ([float(step["errors" if name == LAMA else "loss"]) for step in own] for own in steps)
-    assert first != second
+    assert (first == second) == (name == MESE)  # which has the Dice of the batches of both
     for epoch in (0, 1):
         both = [step for own in steps for step in own[2 * epoch : 2 * epoch + 2]]
         if name == LAMA:
@@ -153,11 +158,12 @@ def test_losses_and_leak_are_means_over_both_ranks(ranks, name):
 def test_each_rank_writes_its_maps_once_and_rank_0_alone_all_else(ranks, name):
     written = [rank[name]["written"] for rank in ranks]
     maps = ["validation/error_maps/{}.nii.gz", "validation/reconstructions/{}_0000.nii.gz"]
-    cases = [[], []] if name in (S, GAP) else [["case_03", "case_05"], ["case_04"]]  # else nnU-Net's workers write them
+    segments = name in (S, GAP, MESE)  # and nnU-Net's workers write what is segmented
+    cases = [[], []] if segments else [["case_03", "case_05"], ["case_04"]]
     for files, own in zip(written, cases, strict=True):
         assert sorted(file for file in files if file.endswith(".nii.gz")) == [m.format(c) for m in maps for c in own]
     assert all(file.endswith(".nii.gz") for file in written[1])
-    records = ["validation/summary.json"] if name in (S, GAP) else ["validation/error_maps.json"]
+    records = ["validation/summary.json"] if segments else ["validation/error_maps.json"]
     assert {"checkpoint_best.pth", "checkpoint_final.pth", "progress.png", *records} <= set(written[0])
     assert any(file.startswith("training_log_") for file in written[0])
 
