@@ -49,9 +49,7 @@ class Refinement:
         return {name: getattr(self, name) for name in names} | {"kept": int(np.count_nonzero(self.mask))}
 
 
-def refine_mask(
-    mask: np.ndarray, t2_ms: np.ndarray, quality: np.ndarray, range_ms: tuple[float, float]
-) -> Refinement:
+def refine_mask(mask: np.ndarray, t2_ms: np.ndarray, quality: np.ndarray, range_ms: tuple[float, float]) -> Refinement:
     """An expert's mask without voxels that have no T2 of cartilage.
 
     Args:

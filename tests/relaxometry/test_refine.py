@@ -47,7 +47,7 @@ def by_loops(probability, t2_ms, quality, axis, area_mm2, threshold, minimum_mm2
     small = []
     for number in range(mask.shape[axis]):
         plane = np.moveaxis(mask, axis, 0)[number]  # a view
-        if 0 < plane.sum() and plane.sum() * area_mm2 < minimum_mm2 - 1e-9:
+        if plane.sum() > 0 and plane.sum() * area_mm2 < minimum_mm2 - 1e-9:
             counts["in_small_slices"] += int(plane.sum())
             small.append(number)
             plane[:] = False
