@@ -59,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--cases", nargs="+", metavar="CASE", help="of a dataset only these")
     which.add_argument("--test-cases", action="store_true", help="of a dataset only those in imagesTs")
-    _add_settings(parser)
+    add_settings_arguments(parser)
+    parser.add_argument(
+        "--convention",
+        choices=("thomas", "dosma"),
+        help="borders of the central part: -30 and 30, or -15 and 15 degrees (default: t2.central_degrees)",
+    )
     parser.add_argument(
         "-f", nargs="+", type=fold_of, help="folds of the model (default: every number that is there, else 'all')"
     )
@@ -70,16 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=int, default=2, help="knees at a time, after prediction (default: 2)")
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add where the settings are from, which ``tune t2`` has too."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--settings", type=Path, metavar="FILE", help="settings.json that 'tune t2' wrote")
+    source.add_argument(
         "--preset",
         choices=("robust", "paper"),
         help="values of a preset (default: those in the model's plans, where tune t2 writes; else robust)",
-    )
-    parser.add_argument(
-        "--convention",
-        choices=("thomas", "dosma"),
-        help="borders of the central part: -30 and 30, or -15 and 15 degrees (default: t2.central_degrees)",
     )
     parser.add_argument(
         "--set",
@@ -154,13 +157,16 @@ def settings_of(args: argparse.Namespace) -> T2Settings:
     from nnunet_anomaly.files import load_json
     from nnunet_anomaly.relaxometry.subregions import CONVENTIONS
     from nnunet_anomaly.settings import BLOCK, AnomalySettings, parse_assignment
+    from nnunet_anomaly.workflow.tuned_settings import read_settings_file
 
     settings = AnomalySettings.for_preset(args.preset or "robust")
-    if args.m and not args.preset:
+    if args.settings:
+        settings = read_settings_file(args.settings, GROUP)
+    elif args.m and not args.preset:
         plans = load_json(args.m / "plans.json")
         settings = AnomalySettings.from_plans(plans) if BLOCK in plans else settings
     values: dict[str, Any] = {}
-    if args.convention:
+    if getattr(args, "convention", None):  # tune t2 has none
         values[f"{GROUP}.central_degrees"] = list(CONVENTIONS[args.convention])
     values |= dict(parse_assignment(text) for text in args.assignments)
     if others := [key for key in values if not key.startswith(f"{GROUP}.")]:
@@ -176,8 +182,8 @@ def _run_one(args: argparse.Namespace, method: Method, device: str) -> int:
     from nnunet_anomaly.workflow.t2_report import PAGE
 
     sources, masks = [path for path in (args.i, args.i2) if path], [path for path in (args.mask, args.mask2) if path]
-    knee = open_knee(sources, masks, args.o, args.side, method)
-    if not measure_one(knee, method, device):
+    knee, series = open_knee(sources, masks, args.o, args.side, method)
+    if not measure_one(knee, series, method, device):
         print("It was there already.")
     record = load_json(args.o / RECORD)
     _print_knee(record, list(read_region_table(args.o / FILE_NAME).values()))

@@ -167,6 +167,29 @@ def _outline(ax: Axes, inside: np.ndarray, edges: np.ndarray, width: float, colo
     ax.vlines(edges[0] + columns * width, rows - 1, rows, colors=colour, linewidths=thickness)
 
 
+def dice_surface_figure(
+    dice: np.ndarray, probabilities: Sequence[float], areas_mm2: Sequence[float], best: tuple[float, float]
+) -> Figure:
+    """Dice of every combination of two thresholds as colours, with a cross at the best one.
+
+    Args:
+        dice: (probabilities, areas).
+        probabilities: of the rows of ``dice``, shown from left to right.
+        areas_mm2: of its columns, shown upwards.
+        best: probability and area.
+    """
+    figure = Figure(figsize=(8, 4.6), layout="compressed", dpi=110)
+    ax = figure.subplots()
+    shown = ax.imshow(np.asarray(dice).T, origin="lower", aspect="auto", cmap="viridis")
+    ax.set_xticks(range(len(probabilities)), [f"{value:g}" for value in probabilities], rotation=90, fontsize="small")
+    ax.set_yticks(range(len(areas_mm2)), [f"{value:g}" for value in areas_mm2], fontsize="small")
+    ax.plot(list(probabilities).index(best[0]), list(areas_mm2).index(best[1]), "x", color=ANOMALY_COLOUR, ms=12, mew=3)
+    ax.set_xlabel("probability from which on voxels are cartilage")
+    ax.set_ylabel("smallest area of a slice (mm²)")
+    figure.colorbar(shown, ax=ax, label="mean Dice")
+    return figure
+
+
 def bland_altman_figure(pairs: Mapping[str, Pairs], unit: str, title: str = "") -> Figure:
     """Prediction minus reference against the mean of both, a panel a region, with bias and limits of agreement.
 

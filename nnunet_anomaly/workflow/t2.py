@@ -29,8 +29,10 @@ from nnunet_anomaly.workflow.t2_results import measure_and_save
 from nnunet_anomaly.workflow.t2_series import Series, check_pair, knee_name, read_series
 
 
-def open_knee(sources: Sequence[Path], masks: Sequence[Path], output: Path, side: str | None, method: Method) -> Knee:
-    """One knee as the command line names it, after a look at its series.
+def open_knee(
+    sources: Sequence[Path], masks: Sequence[Path], output: Path, side: str | None, method: Method
+) -> tuple[Knee, list[Series]]:
+    """One knee as the command line names it, and its series, which are looked at first.
 
     Raises:
         AnomalyError: see ``read_series`` and ``check_pair``; masks that are not there, or a model of more echoes.
@@ -44,10 +46,10 @@ def open_knee(sources: Sequence[Path], masks: Sequence[Path], output: Path, side
         if method.model:
             method.model.check_series(len(each.stack.images), each.source)
     first = series[0].stack
-    return Knee(knee_name(first.subject, first.side), tuple(sources), tuple(masks), output, side)
+    return Knee(knee_name(first.subject, first.side), tuple(sources), tuple(masks), output, side), series
 
 
-def measure_one(knee: Knee, method: Method, device: str) -> bool:
+def measure_one(knee: Knee, series: Sequence[Series], method: Method, device: str) -> bool:
     """Everything about one knee; False when it is finished already.
 
     Raises:
@@ -58,11 +60,11 @@ def measure_one(knee: Knee, method: Method, device: str) -> bool:
     remove_left_overs(knee.output)
     if method.model:
         predictor = None
-        for place, source in enumerate(knee.sources):
+        for place, each in enumerate(series):
             if not _is_predicted(knee, place, method.model):
                 predictor = predictor or Predictor(method.model, device)
-                predict_probability(predictor, read_series(source, knee.side), knee.folder(place))
-    return measure_and_save(knee, method)
+                predict_probability(predictor, each, knee.folder(place))
+    return measure_and_save(knee, method, series)
 
 
 def measure_all(knees: Sequence[Knee], method: Method, device: str, num_processes: int) -> Outcome:

@@ -22,7 +22,7 @@ from nnunet_anomaly.relaxometry.subregions import Subregions, subregions
 from nnunet_anomaly.relaxometry.unroll import Projection, project, unroll
 from nnunet_anomaly.settings import T2Settings
 from nnunet_anomaly.workflow.t2_model import CartilageModel
-from nnunet_anomaly.workflow.t2_series import Series, check_pair, files_of, read_series
+from nnunet_anomaly.workflow.t2_series import Series, check_pair, files_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -156,14 +156,13 @@ class Change:
     clusters: Clusters
 
 
-def measure(knee: Knee, method: Method) -> tuple[list[TimePoint], Change | None, list[str]]:
+def measure(knee: Knee, method: Method, series: Sequence[Series]) -> tuple[list[TimePoint], Change | None, list[str]]:
     """Everything about a knee, and warnings.
 
     Raises:
-        AnomalyError: see ``read_series``, ``check_pair``, ``fit_t2`` and ``unroll``; a mask of another grid, or an
+        AnomalyError: see ``check_pair``, ``fit_t2`` and ``unroll``; a mask of another grid, or an
             empty one; no voxel is left as cartilage.
     """
-    series = [read_series(source, knee.side) for source in knee.sources]
     warnings = [*knee.notes, *(check_pair(*series) if len(series) == 2 else [])]
     found = []
     for place, each in enumerate(series):

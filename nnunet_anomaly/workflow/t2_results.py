@@ -32,7 +32,7 @@ from nnunet_anomaly.workflow.t2_knee import (
     source_of,
 )
 from nnunet_anomaly.workflow.t2_report import PAGE, PICTURES, write_report
-from nnunet_anomaly.workflow.t2_series import facts_of
+from nnunet_anomaly.workflow.t2_series import Series, facts_of, read_series
 
 CHANGE_TABLE, CLUSTER_TABLE, CLUSTER_MAP, UNROLLED = "change.csv", "clusters.csv", "clusters.nii.gz", "unrolled.npz"
 CHANGE_COLUMNS = ("case", "side", "region", "t2_first_ms", "t2_second_ms", "t2_change_ms", "t2_voxels")
@@ -40,12 +40,14 @@ CLUSTER_COLUMNS = ("case", "cluster", "part", "bins", "percent_of_plate", "mean_
 VOLUMES = ("t2", "standard_error", "quality", "segmentation", "regions")
 
 
-def measure_and_save(knee: Knee, method: Method) -> bool:
-    """Worker: one knee; False when it is finished already."""
+def measure_and_save(knee: Knee, method: Method, series: Sequence[Series] = ()) -> bool:
+    """Worker: one knee; False when it is finished already. Its series are read unless they are given."""
     if is_finished(knee, method):
         return False
     forget(knee)
-    times, changed, warnings = measure(knee, method)
+    times, changed, warnings = measure(
+        knee, method, series or [read_series(source, knee.side) for source in knee.sources]
+    )
     for place, time in enumerate(times):
         save_volumes(time, knee.folder(place))
     rows = [
