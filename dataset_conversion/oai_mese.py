@@ -266,11 +266,15 @@ def other_scans(release: Path) -> list[Scan]:
             continue
         if tags:
             side, notes = side_by_tags(tags)
-            subject = tags.get(PATIENT_ID) or name
-            date = tags.get(STUDY_DATE, "")
-            visit = date if date.isdecimal() and int(date[:4]) > 1900 else None  # anonymised ones are of year 1
+            subject, visit = tags.get(PATIENT_ID) or name, date_of(tags)
             scans.append(Scan(name, subject, visit, source, side, frozenset([name]), tuple(notes)))
     return scans
+
+
+def date_of(tags: Mapping[str, str]) -> str | None:
+    """The date of the study, YYYYMMDD; ``None`` where there is none, as anonymised ones are of year 1."""
+    date = tags.get(STUDY_DATE, "")
+    return date if date.isdecimal() and int(date[:4]) > 1900 else None
 
 
 def years_of(options: Sequence[str]) -> dict[str, str]:

@@ -127,24 +127,52 @@ def read_multi_echo(dataset: Path, case_id: str) -> MultiEcho:
     Raises:
         InputError: a file is missing or damaged, or the JSON lacks something or does not fit the image.
     """
-    image_path, json_path = paths_of(dataset, case_id)
-    facts = load_json(json_path)
+    return read_multi_echo_file(paths_of(dataset, case_id)[0])
+
+
+def json_beside(image_path: Path) -> Path:
+    """The JSON file of an image file, wherever both lie."""
+    return image_path.with_name(image_path.name.removesuffix(".nii.gz") + ".json")
+
+
+def read_multi_echo_file(image_path: Path) -> MultiEcho:
+    """Read all echoes of a case, and the JSON beside them.
+
+    Args:
+        image_path: ``<case>.nii.gz``, in the folder of a dataset or elsewhere.
+
+    Raises:
+        InputError: as ``read_multi_echo``.
+    """
+    json_path = json_beside(image_path)
+    facts = read_facts(json_path)
     image = read_image(image_path)
     if image.GetDimension() != 4:
         raise InputError(f"{image_path} has {image.GetDimension()} axes; all echoes of a case have 4.")
-    times_ms = _echo_times(facts, json_path)
+    times_ms = facts["echo_times_ms"]
     if len(times_ms) != image.GetSize()[3]:
         raise InputError(
             f"{image_path} has {image.GetSize()[3]} echoes, but {json_path.name} has {len(times_ms)} echo times."
         )
     echoes = tuple(image[:, :, :, index] for index in range(len(times_ms)))
-    keys = ("side", "series", "subject", "time_point")
     try:
-        return MultiEcho(echoes, times_ms, *(facts[key] for key in keys))
-    except KeyError as error:
-        raise InputError(f"{json_path} has no {error.args[0]}; it needs echo_times_ms, {', '.join(keys)}.") from None
+        return MultiEcho(echoes, **facts)
     except InputError as error:
         raise type(error)(f"{json_path}: {error}") from None
+
+
+def read_facts(json_path: Path) -> dict[str, Any]:
+    """All that ``MultiEcho`` holds but its images: a value for each of its other fields.
+
+    Raises:
+        InputError: the file is missing or damaged, lacks something, or has echo times that are none.
+    """
+    facts = load_json(json_path)
+    times_ms = _echo_times(facts, json_path)
+    keys = ("side", "series", "subject", "time_point")
+    if missing := [key for key in keys if key not in facts]:
+        raise InputError(f"{json_path} has no {missing[0]}; it needs echo_times_ms, {', '.join(keys)}.")
+    return {"echo_times_ms": times_ms, **{key: facts[key] for key in keys}}
 
 
 def _echo_times(facts: Any, path: Path) -> tuple[float, ...]:

@@ -103,14 +103,12 @@ def settings_of(args: argparse.Namespace) -> AnomalySettings:
         SettingsError: see ``AnomalySettings``; or ``--set`` of another group, or of the equalisation of error maps.
     """
     from nnunet_anomaly.settings import AnomalySettings, parse_assignment
+    from nnunet_anomaly.workflow.tuned_settings import read_settings_file
 
     if args.m:
         settings = AnomalySettings.from_plans(load_json(args.m / "plans.json"))
     elif args.settings:
-        content = load_json(args.settings)
-        if not isinstance(content, dict) or list(content) != [GROUP]:
-            raise SettingsError(f'{args.settings} must hold {{"{GROUP}": {{...}}}} and nothing else.')
-        settings = AnomalySettings.from_dict(content)
+        settings = read_settings_file(args.settings, GROUP)
     else:
         settings = AnomalySettings.for_preset(args.preset or "robust")
     values = dict(parse_assignment(text) for text in args.assignments)

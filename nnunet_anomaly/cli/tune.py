@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_anomaly.cli import tune_t2
 from nnunet_anomaly.cli.lesions import (
     add_case_arguments,
     add_settings_arguments,
@@ -42,6 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description="Try all combinations of settings of 'nnunet-anomaly lesions' on validation cases with "
             "reference masks, and keep the best.",
             epilog=f"Example:\n  {EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    tune_t2.add_arguments(
+        kinds.add_parser(
+            "t2",
+            help="cartilage for T2: the thresholds of 't2'",
+            description="Try all combinations of the two thresholds of 'nnunet-anomaly t2' on the held-out cases of a "
+            "model's folds, and keep the best.",
+            epilog=f"Example:\n  {tune_t2.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
@@ -90,7 +102,7 @@ def _add_bml(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, write what was found, print it."""
-    return {"bml": _tune_bml}[args.method](args)
+    return {"bml": _tune_bml, "t2": tune_t2.run}[args.method](args)
 
 
 def _tune_bml(args: argparse.Namespace) -> int:
@@ -101,7 +113,8 @@ def _tune_bml(args: argparse.Namespace) -> int:
         search_table,
         without_uncounted,
     )
-    from nnunet_anomaly.workflow.tune_bml_report import chosen_settings, forget_search, save_search, write_into_plans
+    from nnunet_anomaly.workflow.tune_bml_report import chosen_settings, forget_search, save_search
+    from nnunet_anomaly.workflow.tuned_settings import write_into_plans
 
     settings = settings_of(args)
     check_output(args, args.ref)
@@ -122,7 +135,7 @@ def _tune_bml(args: argparse.Namespace) -> int:
     best = best_row(rows, grid, criterion)
     warnings = save_search(args.o, settings.bml, grid, rows, best, criterion, records, unscaled)
     if args.m:
-        write_into_plans(args.m / "plans.json", chosen_settings(settings.bml, rows[best]))
+        write_into_plans(args.m / "plans.json", "bml", asdict(chosen_settings(settings.bml, rows[best])))
     _print_best(rows[best], args)
     for warning in warnings:
         print(f"Warning: {warning}", file=sys.stderr)

@@ -35,8 +35,8 @@ def markdown_table(
     if not headings:
         return ""
     formats = formats or {}
-    lines = [list(headings.values()), ["---:" if _is_numeric(rows, key) else "---" for key in headings]]
-    lines += [[_cell(row.get(key), formats.get(key, "")) for key in headings] for row in rows]
+    lines = [list(headings.values()), ["---:" if is_numeric(rows, key) else "---" for key in headings]]
+    lines += [[cell_text(row.get(key), formats.get(key, "")) for key in headings] for row in rows]
     return "".join(f"| {' | '.join(_escape(cell) for cell in line)} |\n" for line in lines)
 
 
@@ -44,12 +44,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Number) and not isinstance(value, bool)
 
 
-def _is_numeric(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+def is_numeric(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether a column holds numbers alone; None does not count."""
     values = [row[key] for row in rows if row.get(key) is not None]
     return bool(values) and all(_is_number(value) for value in values)
 
 
-def _cell(value: Any, specification: str) -> str:
+def cell_text(value: Any, specification: str) -> str:
+    """A value as a table shows it: None and NaN as a dash, numbers by a format specification."""
     if value is None or (_is_number(value) and value != value):
         return NOTHING
     return format(value, specification) if _is_number(value) else str(value)

@@ -1,14 +1,15 @@
-"""Pictures of unrolled cartilage, and of the agreement of two readers in all regions."""
+"""Pictures of T2 in slices and on unrolled cartilage, and of the agreement of two readers in all regions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nnunet_anomaly.evaluation.agreement import LIMITS_SD
+from nnunet_anomaly.geometry import bounding_box
 from nnunet_anomaly.relaxometry.subregions import PARTS, SIDES, Subregions
 from nnunet_anomaly.report.figures import ANOMALY_COLOUR, METHOD_COLOURS
 
@@ -23,6 +24,7 @@ def unrolled_figure(
     *,
     clusters: np.ndarray | None = None,
     signed: bool = False,
+    limits: tuple[float, float] | None = None,
     title: str = "",
 ) -> Figure:
     """Maps of unrolled cartilage, one below the other, with the borders of the regions.
@@ -35,6 +37,7 @@ def unrolled_figure(
         unit: what the colours mean.
         clusters: label map (slices, bins), whose clusters are outlined.
         signed: the scale is even around 0, as for change; else it goes from the 2nd to the 98th percentile.
+        limits: of the scale, where they are to be others.
         title: above the figure.
     """
     parts = regions.parts_of_bins
@@ -46,8 +49,7 @@ def unrolled_figure(
     lateral_first = regions.side == "right"
     width = regions.unrolled.bin_degrees
     extent = (edges[first], edges[last - 1] + width, float(bottom), float(top))
-    values = np.concatenate([each[np.isfinite(each)] for each in maps.values()])
-    low, high = np.percentile(values, [2, 98]).tolist() if values.size else (0.0, 1.0)
+    low, high = limits or common_limits(maps.values())
     if signed:
         high = max(abs(low), abs(high))
         low = -high
@@ -73,6 +75,64 @@ def unrolled_figure(
             ax.invert_yaxis()
         figure.colorbar(shown, ax=ax, label=unit)
     panels[-1].set_xlabel("angle in degrees: front, below (0), back")
+    if title:
+        figure.suptitle(title, fontweight="bold")
+    return figure
+
+
+def common_limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:
+    """The 2nd and the 98th percentile of all values of some maps, NaN left out; 0 and 1 where there is none."""
+    values = np.concatenate([each[np.isfinite(each)] for each in maps] or [np.zeros(0)])
+    low, high = np.percentile(values, [2, 98]).tolist() if values.size else (0.0, 1.0)
+    return low, high
+
+
+def t2_overlay_figure(
+    image: np.ndarray,
+    t2_ms: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    limits: tuple[float, float] | None = None,
+    title: str = "",
+    n_slices: int = 6,
+    margin_mm: float = 12.0,
+) -> Figure:
+    """T2 in colours over an echo, in slices spread over all that have cartilage, cut to it.
+
+    Args:
+        image: 3-D, axis 0 over slices, rows downwards, columns to the right (``planes.plane_of`` turns other arrays).
+        t2_ms: of the same shape, NaN outside the cartilage; without any the middle slice is shown.
+        spacing_mm: voxel size along the three axes.
+        limits: of the colours (default: ``common_limits``).
+        title: above the figure.
+        n_slices: at most so many.
+        margin_mm: kept around the cartilage.
+    """
+    inside = np.isfinite(t2_ms)
+    with_cartilage = np.flatnonzero(inside.any(axis=(1, 2)))
+    if not with_cartilage.size:
+        with_cartilage = np.array([len(image) // 2])
+    # the middle one of each of so many equal parts
+    count = min(n_slices, with_cartilage.size)
+    chosen = with_cartilage[((np.arange(count) + 0.5) * with_cartilage.size / count).astype(int)]
+    box = bounding_box(inside.any(axis=0), [round(margin_mm / size) for size in spacing_mm[1:]])
+    rows, columns = box or (slice(0, image.shape[1]), slice(0, image.shape[2]))
+    aspect = float(spacing_mm[1] / spacing_mm[2])
+    ratio = min(max((rows.stop - rows.start) * aspect / (columns.stop - columns.start), 0.4), 2.0)
+    low, high = limits or common_limits([t2_ms])
+    window = np.percentile(image[chosen], [0.5, 99.5])
+    lines = -(-count // 3)
+    figure = Figure(figsize=(9, 0.3 + (0.3 + 2.6 * ratio) * lines), layout="compressed", dpi=150)
+    panels = figure.subplots(lines, 3, squeeze=False).ravel()
+    for ax in panels:
+        ax.axis("off")
+    for ax, index in zip(panels, chosen, strict=False):
+        ax.imshow(image[index, rows, columns], cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
+        shown = ax.imshow(
+            t2_ms[index, rows, columns], cmap="viridis", vmin=low, vmax=high, aspect=aspect, interpolation="nearest"
+        )
+        ax.set_title(f"slice {index}", fontsize="small")
+    figure.colorbar(shown, ax=panels.tolist(), label="T2 (ms)", shrink=0.6)
     if title:
         figure.suptitle(title, fontweight="bold")
     return figure
@@ -105,6 +165,29 @@ def _outline(ax: Axes, inside: np.ndarray, edges: np.ndarray, width: float, colo
     ax.hlines(rows, degrees, degrees + width, colors=colour, linewidths=thickness)
     rows, columns = np.nonzero(framed[:, 1:] != framed[:, :-1])
     ax.vlines(edges[0] + columns * width, rows - 1, rows, colors=colour, linewidths=thickness)
+
+
+def dice_surface_figure(
+    dice: np.ndarray, probabilities: Sequence[float], areas_mm2: Sequence[float], best: tuple[float, float]
+) -> Figure:
+    """Dice of every combination of two thresholds as colours, with a cross at the best one.
+
+    Args:
+        dice: (probabilities, areas).
+        probabilities: of the rows of ``dice``, shown from left to right.
+        areas_mm2: of its columns, shown upwards.
+        best: probability and area.
+    """
+    figure = Figure(figsize=(8, 4.6), layout="compressed", dpi=110)
+    ax = figure.subplots()
+    shown = ax.imshow(np.asarray(dice).T, origin="lower", aspect="auto", cmap="viridis")
+    ax.set_xticks(range(len(probabilities)), [f"{value:g}" for value in probabilities], rotation=90, fontsize="small")
+    ax.set_yticks(range(len(areas_mm2)), [f"{value:g}" for value in areas_mm2], fontsize="small")
+    ax.plot(list(probabilities).index(best[0]), list(areas_mm2).index(best[1]), "x", color=ANOMALY_COLOUR, ms=12, mew=3)
+    ax.set_xlabel("probability from which on voxels are cartilage")
+    ax.set_ylabel("smallest area of a slice (mm²)")
+    figure.colorbar(shown, ax=ax, label="mean Dice")
+    return figure
 
 
 def bland_altman_figure(pairs: Mapping[str, Pairs], unit: str, title: str = "") -> Figure:

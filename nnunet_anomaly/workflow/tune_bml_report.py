@@ -10,10 +10,10 @@ from typing import Any
 from nnunet_anomaly import __version__
 from nnunet_anomaly.evaluation.cohort import save_table
 from nnunet_anomaly.evaluation.overlap import dice
-from nnunet_anomaly.files import load_json, save_json
+from nnunet_anomaly.files import save_json
 from nnunet_anomaly.postprocessing.bml_morphology import reaches_nothing
 from nnunet_anomaly.report.page import Page
-from nnunet_anomaly.settings import BLOCK, AnomalySettings, BmlSettings
+from nnunet_anomaly.settings import AnomalySettings, BmlSettings
 from nnunet_anomaly.workflow.bml_lesions import said_out_of_reach
 from nnunet_anomaly.workflow.tune_bml import Grid, at_the_edge, counts_of, preference
 
@@ -137,13 +137,6 @@ def chosen_settings(base: BmlSettings, row: Mapping[str, Any]) -> BmlSettings:
     """The settings of a row of the search, and all else as it was: element, slice axis, for error maps equalisation."""
     values = {f"bml.{name}": value for name, value in {**asdict(base), **row}.items() if name in asdict(base)}
     return AnomalySettings.from_dict(values).bml
-
-
-def write_into_plans(path: Path, settings: BmlSettings) -> None:
-    """Write the group ``bml`` into the ``"anomaly"`` block of a plans file; all else stays as it is."""
-    plans = load_json(path)
-    plans[BLOCK]["bml"] = asdict(settings)
-    save_json(plans, path)
 
 
 def _write_page(

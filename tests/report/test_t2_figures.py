@@ -8,7 +8,13 @@ import pytest
 from nnunet_anomaly.relaxometry.subregions import subregions
 from nnunet_anomaly.relaxometry.unroll import project, unroll
 from nnunet_anomaly.report.figures import save_figure
-from nnunet_anomaly.report.t2_figures import bland_altman_figure, scatter_figure, unrolled_figure
+from nnunet_anomaly.report.t2_figures import (
+    bland_altman_figure,
+    dice_surface_figure,
+    scatter_figure,
+    t2_overlay_figure,
+    unrolled_figure,
+)
 
 STRAIGHT = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
 
@@ -77,3 +83,34 @@ def test_agreement_panels(tmp_path):
     np.testing.assert_array_equal(points.get_xydata(), np.stack(pairs["All"], axis=1))
     np.testing.assert_array_equal(line.get_xdata(), line.get_ydata())
     save_figure(scatter, tmp_path / "scatter.png")
+
+
+def test_overlays_lie_in_slices_with_cartilage_and_are_cut_to_it(knee, tmp_path):
+    unrolled, _ = knee
+    mask = unrolled.in_image(np.ones(len(unrolled.slices), bool))
+    mask[:3] = False
+    image = np.random.default_rng(0).random(mask.shape)
+    t2_ms = np.where(mask, 40.0, np.nan)
+    figure = t2_overlay_figure(image, t2_ms, (4.0, 1.0, 1.0), limits=(20, 60), margin_mm=3)
+    panels = [ax for ax in figure.axes if len(ax.images) == 2]
+    numbers = [int(ax.get_title().removeprefix("slice ")) for ax in panels]
+    assert len(panels) == 6 and numbers == sorted(set(numbers)) and numbers[0] >= 3
+    rows, columns = (np.flatnonzero(mask.any(axis=(0, 3 - axis))) for axis in (1, 2))
+    for ax, number in zip(panels, numbers, strict=True):
+        below, above = ax.images
+        assert below.get_array().shape == (np.ptp(rows) + 7, np.ptp(columns) + 7)
+        np.testing.assert_array_equal(
+            ~np.ma.getmaskarray(above.get_array()),
+            mask[number, rows[0] - 3 : rows[-1] + 4, columns[0] - 3 : columns[-1] + 4],
+        )
+        assert above.get_clim() == (20, 60)
+    save_figure(t2_overlay_figure(image, np.full(mask.shape, np.nan), (4.0, 1.0, 1.0)), tmp_path / "none.png")
+
+
+def test_the_cross_of_a_search_is_at_the_best_combination():
+    dice = np.arange(6).reshape(2, 3) / 6
+    ax = dice_surface_figure(dice, (0.4, 0.6), (0, 10, 20), (0.6, 20)).axes[0]
+    (cross,) = ax.lines
+    np.testing.assert_array_equal(ax.images[0].get_array(), dice.T)
+    assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (1, 2)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "10", "20"]
