@@ -60,6 +60,7 @@ class KneeShape:
     tibial_cartilage_mm: float
     fat_mm: float  # thickness of the layer under the skin
     effusion: float  # 0 dry, 1 much fluid in the joint
+    lateral_trochlea_mm: float = 0.0  # how much wider the lateral facet is than the medial one; it reaches higher too
 
 
 @dataclass(frozen=True)
@@ -178,17 +179,30 @@ def _tibia(point: Point) -> np.ndarray:
     return smooth_max(bone, -capsule((u, v), (0.0, 27.0), (0.0, 40.0), 7.0), 4.0)
 
 
-def _femoral_cartilage(point: Point, femur: np.ndarray, thickness_mm: float) -> np.ndarray:
+def femoral_angle_degrees(point: Point) -> np.ndarray:
+    """Angle around the femur's axis from side to side: 0 straight below it, positive towards the back."""
+    _, v, w = point
+    return np.rad2deg(np.arctan2(v + 6.0, w + 28.0))
+
+
+def _femoral_cartilage(point: Point, femur: np.ndarray, shape: KneeShape) -> np.ndarray:
     """Cartilage over the condyles and the trochlea, thinning out towards its margin and the notch."""
-    u, v, w = point
-    angle = np.rad2deg(np.arctan2(v + 6.0, w + 28.0))  # 0 below the condyles, positive towards the back
+    u = point[0]
+    angle = femoral_angle_degrees(point)
     medial, lateral = _condyles(point)
     inside = np.maximum(14.5 - np.abs(medial), 14.0 - np.abs(lateral))
     trochlea = 28.0 - np.abs(u - 1.5) - 40.0 * smooth_step(angle, -48.0, -18.0)
+    if shape.lateral_trochlea_mm:
+        # both facets lose at the medial side what the lateral one gains, and the upper margin slants
+        shift = shape.lateral_trochlea_mm * (0.5 - smooth_step(u, -12.0, 12.0))
+        trochlea -= np.maximum(shift, 0.0)
+        upper = angle - 3.0 * shift
+    else:
+        upper = angle
     inside = np.minimum(np.maximum(inside, trochlea), _notch(point) - 0.5)
     taper = smooth_step(inside, 0.0, 5.0)
-    taper *= smooth_step(angle, 112.0, 95.0) * smooth_step(angle, -113.0, -98.0)
-    return femur + 1.0 - (thickness_mm + 1.0) * taper
+    taper *= smooth_step(angle, 112.0, 95.0) * smooth_step(upper, -113.0, -98.0)
+    return femur + 1.0 - (shape.femoral_cartilage_mm + 1.0) * taper
 
 
 def _tibial_cartilage(point: Point, tibia: np.ndarray, thickness_mm: float) -> np.ndarray:
@@ -209,11 +223,14 @@ def _paint(image: np.ndarray, distance_mm: np.ndarray, value: np.ndarray | float
 def _soft_tissue(
     shape: KneeShape, point: Point, textures: Sequence[np.ndarray], reach_mm: float, tissue: Tissue
 ) -> np.ndarray:
-    """Leg outline, fat, muscles and vessels; ``textures`` are two noise fields, a fine and a coarse one."""
+    """Leg outline, fat, muscles and vessels; ``textures`` are two noise fields, a fine and a coarse one.
+
+    Tissues that are arrays with an axis more, such as one value an echo, make an image with that axis first.
+    """
     u, v, w = point
     fine, coarse = textures
     leg = _tube(u, v + 1.0, 54.0 + 0.05 * np.abs(w), 63.0 + 0.04 * np.abs(w))
-    image = np.zeros_like(u)
+    image = np.zeros(np.broadcast_shapes(u.shape, np.shape(tissue["skin"])), dtype=u.dtype)
     _paint(image, leg, tissue["skin"], reach_mm)
     _paint(image, leg + 1.8, tissue["fat"] * (1.0 + 0.05 * fine + 0.10 * coarse), reach_mm)
     bellies = [  # start, end, radii: hamstrings, gastrocnemius, vasti, anterior leg
@@ -306,10 +323,11 @@ def knee_fields(
         textures: two noise fields on this grid, fine and coarse, zero mean and unit standard deviation.
         marrow: intensities of marrow on this grid (for patella and fibula).
         reach_mm: mean voxel size, the width of soft edges in the surroundings.
-        tissue: intensities by the names in ``TISSUE``, or arrays of them on this grid.
+        tissue: intensities by the names in ``TISSUE``, or arrays of them on this grid; or, for several images at
+            once, arrays of shape (images, 1, 1, 1), and ``marrow`` with that axis too.
     """
     femur, tibia = _femur(point), _tibia(point)
-    femoral_cartilage = _femoral_cartilage(point, femur, shape.femoral_cartilage_mm)
+    femoral_cartilage = _femoral_cartilage(point, femur, shape)
     tibial_cartilage = _tibial_cartilage(point, tibia, shape.tibial_cartilage_mm)
     image = _soft_tissue(shape, point, textures, reach_mm, tissue)
     _joint(shape, point, (femur, tibia, femoral_cartilage), image, reach_mm, tissue)
