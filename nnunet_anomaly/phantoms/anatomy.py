@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -179,24 +180,18 @@ def _tibia(point: Point) -> np.ndarray:
     return smooth_max(bone, -capsule((u, v), (0.0, 27.0), (0.0, 40.0), 7.0), 4.0)
 
 
-def femoral_angle_degrees(point: Point) -> np.ndarray:
-    """Angle around the femur's axis from side to side: 0 straight below it, positive towards the back."""
-    _, v, w = point
-    return np.rad2deg(np.arctan2(v + 6.0, w + 28.0))
-
-
 def _femoral_cartilage(point: Point, femur: np.ndarray, shape: KneeShape) -> np.ndarray:
     """Cartilage over the condyles and the trochlea, thinning out towards its margin and the notch."""
-    u = point[0]
-    angle = femoral_angle_degrees(point)
+    u, v, w = point
+    angle = np.rad2deg(np.arctan2(v + 6.0, w + 28.0))  # 0 below the condyles, positive towards the back
     medial, lateral = _condyles(point)
     inside = np.maximum(14.5 - np.abs(medial), 14.0 - np.abs(lateral))
     trochlea = 28.0 - np.abs(u - 1.5) - 40.0 * smooth_step(angle, -48.0, -18.0)
     if shape.lateral_trochlea_mm:
-        # both facets lose at the medial side what the lateral one gains, and the upper margin slants
-        shift = shape.lateral_trochlea_mm * (0.5 - smooth_step(u, -12.0, 12.0))
-        trochlea -= np.maximum(shift, 0.0)
-        upper = angle - 3.0 * shift
+        # the medial facet is narrower, and the upper margin slants towards it
+        narrower = shape.lateral_trochlea_mm * smooth_step(u, 12.0, -12.0)
+        trochlea -= narrower
+        upper = angle - 3.0 * narrower
     else:
         upper = angle
     inside = np.minimum(np.maximum(inside, trochlea), _notch(point) - 0.5)
@@ -215,9 +210,19 @@ def _tibial_cartilage(point: Point, tibia: np.ndarray, thickness_mm: float) -> n
 
 
 def _paint(image: np.ndarray, distance_mm: np.ndarray, value: np.ndarray | float, reach_mm: float) -> None:
-    """Paint a tissue over ``image`` in place, with partial volume at its edge."""
-    share = occupancy(distance_mm, reach_mm)
-    image += share * (value - image)
+    """Paint a tissue over ``image`` in place, with partial volume at its edge; only the box around it is touched."""
+    inside = distance_mm < reach_mm / 2
+    if not inside.any():
+        return
+    box = []
+    for axis in range(3):
+        places = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
+        box.append(slice(int(places[0]), int(places[-1]) + 1))
+    in_box: Any = (Ellipsis, *box)
+    if np.shape(value)[-3:] == inside.shape:
+        value = np.asarray(value)[in_box]
+    part = image[in_box]
+    part += occupancy(distance_mm[in_box], reach_mm) * (value - part)
 
 
 def _soft_tissue(
@@ -243,11 +248,12 @@ def _soft_tissue(
         ((22.0, -8.0, 38.0), (24.0, -2.0, 110.0), 4.0, 20.0),
     ]
     fascia = leg + shape.fat_mm
+    muscle = tissue["muscle"] * (1.0 + 0.06 * fine + 0.06 * coarse)
     for start, end, first_radius, last_radius in bellies:
         belly = smooth_max(capsule(point, start, end, first_radius, last_radius) + 1.2 * coarse, fascia, 3.0)
         # a thin dark sheath of fat and fascia parts neighbouring muscles
         _paint(image, belly - 0.9, tissue["fat"], reach_mm)
-        _paint(image, belly, tissue["muscle"] * (1.0 + 0.06 * fine + 0.06 * coarse), reach_mm)
+        _paint(image, belly, muscle, reach_mm)
     for middle, radius in ((0.0, 4.0), (8.0, 3.0)):
         vessel = capsule(point, (middle, 33.0, -100.0), (middle - 2.0, 34.0, 100.0), radius)
         _paint(image, vessel - 0.8, tissue["tendon"] * 2.0, reach_mm)

@@ -56,6 +56,8 @@ SNR = 50.0
 CORTEX_MM = 1.0
 FEMORAL_CARTILAGE = 1
 SLAB_VOXELS = 500_000
+# points farther from femoral cartilage have no share of it, on any grid
+NEAR_MM = 5.0
 
 # signal at echo time 0 (proton density, with what T1 leaves of it) and T2 in ms
 TISSUES = {
@@ -64,7 +66,7 @@ TISSUES = {
     "skin": (600.0, 30.0),
     "muscle": (720.0, 34.0),
     "vessel": (160.0, 60.0),
-    "synovium": (640.0, 65.0),
+    "synovium": (880.0, 95.0),
     "hoffa": (1000.0, 120.0),
     "tendon": (170.0, 12.0),
     "meniscus": (330.0, 14.0),
@@ -247,23 +249,33 @@ def _fine_slab(
 ) -> tuple[np.ndarray, np.ndarray]:
     """On some fine slices: signals of all echoes; share of cartilage, and share times all that ``TissueMaps`` has."""
     point = posed_coordinates(knee.shape, knee.poses[visit], axes_mm)
-    tissue = {name: _decay(s0, np.float32(t2_ms)) for name, (s0, t2_ms) in TISSUES.items()}
+    tissue = {name: _decay(s0, np.float32(t2_ms))[..., None, None, None] for name, (s0, t2_ms) in TISSUES.items()}
     marrow = tissue["marrow"] * marrow_pattern(point, textures)
     reach_mm = float(np.prod(spacing_mm)) ** (1 / 3)
     fields = knee_fields(knee.shape, point, textures, marrow, reach_mm, tissue)
-    place = cartilage_place(point, fields)
-    t2_ms = knee.t2.at(place, visit)
-    cartilage = _decay(CARTILAGE_S0, t2_ms)
-    signals, share = _compose(fields, marrow, cartilage, tissue, axes_mm, spacing_mm)
-    values = [t2_ms, knee.t2.change(place), place.across_mm, place.angle_degrees, place.depth]
+    near = (fields.femoral_cartilage < NEAR_MM) & (fields.femur > -NEAR_MM)
+    place = cartilage_place(point, fields, near)
+    change_ms = knee.t2.change(place)
+    t2_ms = knee.t2.at_first_visit(place) + (change_ms if visit else 0)
+    signals, share = _compose(
+        fields, marrow, _scattered(_decay(CARTILAGE_S0, t2_ms), near), tissue, axes_mm, spacing_mm
+    )
+    values = [t2_ms, change_ms, place.across_mm, place.angle_degrees, place.depth]
     values += [lesion.membership(place) for lesion in knee.t2.lesions]
-    return signals, np.stack([share, *(share * value for value in values)])
+    return signals, np.concatenate([share[None], share * _scattered(np.stack(values), near)])
+
+
+def _scattered(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Values (n, points) at the chosen points of a grid, 0 elsewhere: (n, *grid)."""
+    whole = np.zeros((len(values), *chosen.shape), dtype=np.float32)
+    whole[:, chosen] = values
+    return whole
 
 
 def _decay(s0: float, t2_ms: np.ndarray) -> np.ndarray:
-    """Signal at all echo times, along a new first axis; (echoes, 1, 1, 1) of a number."""
-    times_ms = np.asarray(ECHO_TIMES_MS, dtype=np.float32)[:, None, None, None]
-    return np.float32(s0) * np.exp(-times_ms / t2_ms)
+    """Signal at all echo times, along a new first axis, float32."""
+    times_ms = np.asarray(ECHO_TIMES_MS, dtype=np.float32)
+    return np.float32(s0) * np.exp(-np.divide.outer(times_ms, t2_ms))
 
 
 def marrow_pattern(point: Sequence[np.ndarray], textures: Sequence[np.ndarray]) -> np.ndarray:

@@ -30,17 +30,18 @@ from nnunet_anomaly.phantoms.anatomy import (
     KneeFields,
     KneeShape,
     draw_shape,
-    femoral_angle_degrees,
 )
 from nnunet_anomaly.phantoms.fields import smooth_step
 from nnunet_anomaly.phantoms.knee import SHAPE, Subject, draw_subject, generator
 from nnunet_anomaly.relaxometry.subregions import LABELS
 
 VISITS = ("00m", "48m")
-T2_RANGE_MS = (18.0, 100.0)
 CENTRAL_DEGREES = (-30.0, 30.0)
 NOTCH_MM = 0.5  # across the knee, the middle of the intercondylar notch
-FEMUR_RADIUS_MM = 25.0  # turns degrees around the femur into mm on its surface
+# the axis from side to side that femoral cartilage winds around, in knee coordinates (posterior, inferior), and the
+# mean distance of cartilage from it, which turns degrees into mm on its surface
+FEMUR_AXIS_MM = (-6.5, -37.0)
+FEMUR_RADIUS_MM = 34.0
 LESION_EDGE_MM = 3.0
 
 # purposes of random numbers beside those of knee.py and knee_iw.py; never renumber
@@ -48,12 +49,12 @@ SIDE, CARTILAGE, FOCAL, POSE, LIE, RECEIVER, SURROUNDINGS, ECHOES, READER = rang
 
 # where lesions lie: across the knee (mm to the lateral side) and around the femur (degrees)
 _SITES = {
-    ("medial", "anterior"): ((-14.0, -6.0), (-75.0, -50.0)),
-    ("medial", "central"): ((-28.0, -16.0), (-14.0, 14.0)),
-    ("medial", "posterior"): ((-27.0, -17.0), (46.0, 80.0)),
-    ("lateral", "anterior"): ((8.0, 20.0), (-80.0, -50.0)),
-    ("lateral", "central"): ((16.0, 27.0), (-14.0, 14.0)),
-    ("lateral", "posterior"): ((17.0, 27.0), (46.0, 80.0)),
+    ("medial", "anterior"): ((-14.0, -6.0), (-62.0, -42.0)),
+    ("medial", "central"): ((-28.0, -16.0), (-16.0, 16.0)),
+    ("medial", "posterior"): ((-27.0, -17.0), (40.0, 62.0)),
+    ("lateral", "anterior"): ((8.0, 20.0), (-66.0, -42.0)),
+    ("lateral", "central"): ((16.0, 27.0), (-16.0, 16.0)),
+    ("lateral", "posterior"): ((17.0, 27.0), (40.0, 62.0)),
 }
 
 
@@ -107,8 +108,8 @@ class CartilageT2:
     changes_ms: np.ndarray  # (12,) from the first to the second visit, in the order of LABELS
     lesions: tuple[FocalLesion, ...]
 
-    def at(self, place: Place, visit: int) -> np.ndarray:
-        """T2 at places at a visit (0 or 1), float32."""
+    def at_first_visit(self, place: Place) -> np.ndarray:
+        """T2 at places at the first visit, float32."""
         rise = smooth_step(place.depth, -0.1, 1.1)
         t2_ms = np.float32(self.deep_ms) + np.float32(self.superficial_ms - self.deep_ms) * rise
         aligned = (3.0 * np.cos(np.deg2rad(place.angle_degrees)) ** 2 - 1.0) / 2.0
@@ -118,8 +119,7 @@ class CartilageT2:
         for lesion in self.lesions:
             if lesion.raised_ms[0]:
                 t2_ms += np.float32(lesion.raised_ms[0]) * lesion.membership(place)
-        t2_ms = t2_ms.clip(*T2_RANGE_MS)
-        return (t2_ms + self.change(place)).clip(*T2_RANGE_MS) if visit else t2_ms
+        return t2_ms
 
     def change(self, place: Place) -> np.ndarray:
         """T2 at the second visit less that at the first, float32."""
@@ -138,15 +138,18 @@ def true_regions(place: Place) -> np.ndarray:
     return (is_superficial * 6 + is_medial * 3 + third + 1).astype(np.uint8)
 
 
-def cartilage_place(point: Sequence[np.ndarray], fields: KneeFields) -> Place:
-    """Where points of a grid lie in femoral cartilage, or would if it reached there.
+def cartilage_place(point: Sequence[np.ndarray], fields: KneeFields, chosen: np.ndarray) -> Place:
+    """Where chosen points of a grid (mask) lie in femoral cartilage, or would if it reached there.
 
     Where femoral and tibial cartilage touch, the plate ends halfway between them, and depth counts to there.
     """
-    outward = np.minimum(-fields.femoral_cartilage, (fields.tibial_cartilage - fields.femoral_cartilage) / 2)
-    inward = np.maximum(fields.femur, 0.0)
+    femoral, tibial = fields.femoral_cartilage[chosen], fields.tibial_cartilage[chosen]
+    outward = np.minimum(-femoral, (tibial - femoral) / 2)
+    inward = np.maximum(fields.femur[chosen], 0.0)
     depth = inward / np.maximum(inward + np.maximum(outward, 0.0), np.float32(1e-3))
-    return Place(point[0], femoral_angle_degrees(point), depth)
+    across, behind, below = (axis[chosen] for axis in point)
+    behind, below = behind - np.float32(FEMUR_AXIS_MM[0]), below - np.float32(FEMUR_AXIS_MM[1])
+    return Place(across, np.rad2deg(np.arctan2(behind, below)), depth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +215,7 @@ def draw_mese_knee(seed: int, index: int) -> MeseKnee:
     subject = draw_subject(seed, index)
     left_mm = (1.0 if side == "LEFT" else -1.0) * abs(subject.centre_mm[0])
     subject = replace(subject, side=side, release="0.C.2", centre_mm=(left_mm, *subject.centre_mm[1:]))
-    shape = replace(draw_shape(generator(seed, index, SHAPE)), lateral_trochlea_mm=float(rng.uniform(5.0, 9.0)))
+    shape = replace(draw_shape(generator(seed, index, SHAPE)), lateral_trochlea_mm=float(rng.uniform(7.0, 11.0)))
     poses = (Pose(np.eye(3), np.zeros(3)), draw_pose(generator(seed, index, POSE)))
     return MeseKnee(seed, index, subject, shape, draw_t2(seed, index), poses)
 

@@ -32,7 +32,7 @@ from nnunet_anomaly.files import Outcome, load_json, run_cases, save_json, write
 from nnunet_anomaly.phantoms.dicom import MR_IMAGE_STORAGE, make_uid, write_slice
 from nnunet_anomaly.phantoms.mese import ECHO_TIMES_MS, SLICE_SHARE, SMALL_GRID, SNR, MeseVisit, make_mese_visit
 from nnunet_anomaly.phantoms.mese_knee import VISITS, draw_mese_knee
-from nnunet_anomaly.phantoms.mese_reader import second_reader
+from nnunet_anomaly.phantoms.mese_reader import dice, second_reader
 from nnunet_anomaly.phantoms.release import STAGING, check_grid, claim_folder, move_into_place
 from nnunet_anomaly.relaxometry.region_table import COLUMNS, FILE_NAME, region_rows
 from nnunet_anomaly.relaxometry.subregions import LABELS, subregions
@@ -144,7 +144,6 @@ def _write_visit(root: Path, visit: MeseVisit, identity: Sequence[object]) -> tu
         written = sitk.GetImageFromArray(array)
         written.CopyInformation(image)  # what a reader sees, to the last digit, is the geometry of the truth
         write_image(written, root / path)
-    both = int(np.count_nonzero(visit.mask & second))
     facts = {
         "case": knee.case_name(visit.visit),
         "image": series.as_posix(),
@@ -154,7 +153,7 @@ def _write_visit(root: Path, visit: MeseVisit, identity: Sequence[object]) -> tu
         "turned_degrees_of_first_visit": round(_turn_degrees(knee.poses[visit.visit].turn), 3),
         "shifted_mm_of_first_visit": [round(float(shift), 3) for shift in knee.poses[visit.visit].shift_mm],
         "cartilage_voxels": int(np.count_nonzero(visit.mask)),
-        "second_reader_dice": round(2 * both / (np.count_nonzero(visit.mask) + np.count_nonzero(second)), 4),
+        "second_reader_dice": round(dice(visit.mask, second), 4),
         "true_regions": _true_means(visit),
         "lesion_voxels": {
             str(lesion.number): int((visit.lesions == lesion.number).sum()) for lesion in knee.t2.lesions
