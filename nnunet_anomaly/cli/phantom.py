@@ -13,6 +13,7 @@ BML_EXAMPLE = (
     "      -o nnUNet_raw/Dataset120_Knee -np 2"
 )
 HIP_EXAMPLE = "nnunet-anomaly phantom hip --cases 20 --seed 1 --inferior --implant 0.1 --nifti -o phantom_hip -np 2"
+MESE_EXAMPLE = "nnunet-anomaly phantom mese --subjects 12 --seed 1 -o phantom_mese -np 2"
 BRAIN_EXAMPLE = "nnunet-anomaly phantom brain --healthy 200 --tumours 20 --strokes 20 --seed 1 -o phantom_brain -np 2"
 
 
@@ -37,6 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "fat-suppressed ones, with bone marrow lesions of low contrast, vessels and incomplete fat suppression; "
             "and validation and test cases in folders of their own. The same seed gives the same bytes.",
             epilog=f"Example:\n  {BML_EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _add_mese(
+        kinds.add_parser(
+            "mese",
+            help="multi-echo MR of knees at two visits, with the T2 of femoral cartilage, as an OAI tree",
+            description="Write sagittal multi-echo spin-echo series of knees at two visits four years apart, as the "
+            "OAI's tree has them, with masks of femoral cartilage of two readers, and the true T2: in layers, "
+            "with focal lesions, and its change. The same seed gives the same bytes.",
+            epilog=f"Example:\n  {MESE_EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
@@ -125,6 +137,38 @@ def _add_knee_bml(knee: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="cases made at a time (default: 1); a case on the full grid takes 1 GB",
+    )
+
+
+def _add_mese(knee: argparse.ArgumentParser) -> None:
+    knee.add_argument(
+        "--subjects",
+        type=int,
+        required=True,
+        metavar="N",
+        help="how many subjects, each with one knee at two visits; subject i does not depend on N",
+    )
+    _add_seed(knee)
+    knee.add_argument(
+        "--snr",
+        type=float,
+        default=50.0,
+        metavar="X",
+        help="signal of cartilage at echo time 0 divided by the noise's standard deviation in each of its two channels "
+        "(default: 50)",
+    )
+    _add_output(knee)
+    _add_grid(
+        knee,
+        "the OAI's 21 x 384 x 384 voxels of 3.5 x 0.31 x 0.31 mm",
+        "another number of voxels over the same 73.5 x 120 x 120 mm (default: 21 192 192)",
+    )
+    knee.add_argument(
+        "-np",
+        type=int,
+        default=1,
+        metavar="N",
+        help="knees made at a time (default: 1); one takes 0.5 GB, on the full grid 1 GB",
     )
 
 
@@ -244,8 +288,14 @@ def run(args: argparse.Namespace) -> int:
     """Make the phantom; 1 if a case failed."""
     from nnunet_anomaly.cli.output import print_failures
 
-    make = {"knee": _make_knee, "knee-bml": _make_knee_bml, "brain": _make_brain, "hip": _make_hip}[args.phantom]
-    outcome, advice = make(args)
+    make = {
+        "knee": _make_knee,
+        "knee-bml": _make_knee_bml,
+        "mese": _make_mese,
+        "brain": _make_brain,
+        "hip": _make_hip,
+    }
+    outcome, advice = make[args.phantom](args)
     print_failures(outcome)
     print(
         f"{len(outcome.done)} cases made, {len(outcome.skipped)} were there, {len(outcome.failed)} failed: {args.o}\n"
@@ -278,6 +328,16 @@ def _make_knee_bml(args: argparse.Namespace) -> tuple[Any, str]:
     outcome = make_bml_phantom(args.o, phantom, args.np)
     dataset = int(args.o.absolute().name.removeprefix("Dataset")[:3])
     return outcome, f"Next: nnUNetv2_plan_and_preprocess -d {dataset} -pl nnUNetPlannerLaMa -c 2d_inpainting"
+
+
+def _make_mese(args: argparse.Namespace) -> tuple[Any, str]:
+    from nnunet_anomaly.phantoms.mese import FULL_GRID, SMALL_GRID
+    from nnunet_anomaly.phantoms.mese_release import make_mese_phantom
+
+    grid = FULL_GRID if args.full_grid else args.grid or SMALL_GRID
+    outcome = make_mese_phantom(args.o, args.subjects, args.seed, grid, args.snr, args.np)
+    images, labels = (shlex.quote(str(args.o / name)) for name in ("oai", "labels"))
+    return outcome, f"Next: nnunet-anomaly convert oai-mese {images} --labels {labels} -d 104"
 
 
 def _make_brain(args: argparse.Namespace) -> tuple[Any, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class KneeShape:
     tibial_cartilage_mm: float
     fat_mm: float  # thickness of the layer under the skin
     effusion: float  # 0 dry, 1 much fluid in the joint
+    lateral_trochlea_mm: float = 0.0  # how much wider the lateral facet is than the medial one; it reaches higher too
 
 
 @dataclass(frozen=True)
@@ -178,17 +180,24 @@ def _tibia(point: Point) -> np.ndarray:
     return smooth_max(bone, -capsule((u, v), (0.0, 27.0), (0.0, 40.0), 7.0), 4.0)
 
 
-def _femoral_cartilage(point: Point, femur: np.ndarray, thickness_mm: float) -> np.ndarray:
+def _femoral_cartilage(point: Point, femur: np.ndarray, shape: KneeShape) -> np.ndarray:
     """Cartilage over the condyles and the trochlea, thinning out towards its margin and the notch."""
     u, v, w = point
     angle = np.rad2deg(np.arctan2(v + 6.0, w + 28.0))  # 0 below the condyles, positive towards the back
     medial, lateral = _condyles(point)
     inside = np.maximum(14.5 - np.abs(medial), 14.0 - np.abs(lateral))
     trochlea = 28.0 - np.abs(u - 1.5) - 40.0 * smooth_step(angle, -48.0, -18.0)
+    if shape.lateral_trochlea_mm:
+        # the medial facet is narrower, and the upper margin slants towards it
+        narrower = shape.lateral_trochlea_mm * smooth_step(u, 12.0, -12.0)
+        trochlea -= narrower
+        upper = angle - 3.0 * narrower
+    else:
+        upper = angle
     inside = np.minimum(np.maximum(inside, trochlea), _notch(point) - 0.5)
     taper = smooth_step(inside, 0.0, 5.0)
-    taper *= smooth_step(angle, 112.0, 95.0) * smooth_step(angle, -113.0, -98.0)
-    return femur + 1.0 - (thickness_mm + 1.0) * taper
+    taper *= smooth_step(angle, 112.0, 95.0) * smooth_step(upper, -113.0, -98.0)
+    return femur + 1.0 - (shape.femoral_cartilage_mm + 1.0) * taper
 
 
 def _tibial_cartilage(point: Point, tibia: np.ndarray, thickness_mm: float) -> np.ndarray:
@@ -201,19 +210,32 @@ def _tibial_cartilage(point: Point, tibia: np.ndarray, thickness_mm: float) -> n
 
 
 def _paint(image: np.ndarray, distance_mm: np.ndarray, value: np.ndarray | float, reach_mm: float) -> None:
-    """Paint a tissue over ``image`` in place, with partial volume at its edge."""
-    share = occupancy(distance_mm, reach_mm)
-    image += share * (value - image)
+    """Paint a tissue over ``image`` in place, with partial volume at its edge; only the box around it is touched."""
+    inside = distance_mm < reach_mm / 2
+    if not inside.any():
+        return
+    box = []
+    for axis in range(3):
+        places = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
+        box.append(slice(int(places[0]), int(places[-1]) + 1))
+    in_box: Any = (Ellipsis, *box)
+    if np.shape(value)[-3:] == inside.shape:
+        value = np.asarray(value)[in_box]
+    part = image[in_box]
+    part += occupancy(distance_mm[in_box], reach_mm) * (value - part)
 
 
 def _soft_tissue(
     shape: KneeShape, point: Point, textures: Sequence[np.ndarray], reach_mm: float, tissue: Tissue
 ) -> np.ndarray:
-    """Leg outline, fat, muscles and vessels; ``textures`` are two noise fields, a fine and a coarse one."""
+    """Leg outline, fat, muscles and vessels; ``textures`` are two noise fields, a fine and a coarse one.
+
+    Tissues that are arrays with an axis more, such as one value an echo, make an image with that axis first.
+    """
     u, v, w = point
     fine, coarse = textures
     leg = _tube(u, v + 1.0, 54.0 + 0.05 * np.abs(w), 63.0 + 0.04 * np.abs(w))
-    image = np.zeros_like(u)
+    image = np.zeros(np.broadcast_shapes(u.shape, np.shape(tissue["skin"])), dtype=u.dtype)
     _paint(image, leg, tissue["skin"], reach_mm)
     _paint(image, leg + 1.8, tissue["fat"] * (1.0 + 0.05 * fine + 0.10 * coarse), reach_mm)
     bellies = [  # start, end, radii: hamstrings, gastrocnemius, vasti, anterior leg
@@ -226,11 +248,12 @@ def _soft_tissue(
         ((22.0, -8.0, 38.0), (24.0, -2.0, 110.0), 4.0, 20.0),
     ]
     fascia = leg + shape.fat_mm
+    muscle = tissue["muscle"] * (1.0 + 0.06 * fine + 0.06 * coarse)
     for start, end, first_radius, last_radius in bellies:
         belly = smooth_max(capsule(point, start, end, first_radius, last_radius) + 1.2 * coarse, fascia, 3.0)
         # a thin dark sheath of fat and fascia parts neighbouring muscles
         _paint(image, belly - 0.9, tissue["fat"], reach_mm)
-        _paint(image, belly, tissue["muscle"] * (1.0 + 0.06 * fine + 0.06 * coarse), reach_mm)
+        _paint(image, belly, muscle, reach_mm)
     for middle, radius in ((0.0, 4.0), (8.0, 3.0)):
         vessel = capsule(point, (middle, 33.0, -100.0), (middle - 2.0, 34.0, 100.0), radius)
         _paint(image, vessel - 0.8, tissue["tendon"] * 2.0, reach_mm)
@@ -306,10 +329,11 @@ def knee_fields(
         textures: two noise fields on this grid, fine and coarse, zero mean and unit standard deviation.
         marrow: intensities of marrow on this grid (for patella and fibula).
         reach_mm: mean voxel size, the width of soft edges in the surroundings.
-        tissue: intensities by the names in ``TISSUE``, or arrays of them on this grid.
+        tissue: intensities by the names in ``TISSUE``, or arrays of them on this grid; or, for several images at
+            once, arrays of shape (images, 1, 1, 1), and ``marrow`` with that axis too.
     """
     femur, tibia = _femur(point), _tibia(point)
-    femoral_cartilage = _femoral_cartilage(point, femur, shape.femoral_cartilage_mm)
+    femoral_cartilage = _femoral_cartilage(point, femur, shape)
     tibial_cartilage = _tibial_cartilage(point, tibia, shape.tibial_cartilage_mm)
     image = _soft_tissue(shape, point, textures, reach_mm, tissue)
     _joint(shape, point, (femur, tibia, femoral_cartilage), image, reach_mm, tissue)

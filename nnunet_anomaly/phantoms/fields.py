@@ -62,16 +62,23 @@ def extrusion(profile: np.ndarray, offset: np.ndarray, half_width_mm: float, rou
     return outside + np.minimum(np.maximum(across, sideways), 0.0) - rounding_mm
 
 
-def surface_ramp(distance: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def surface_ramp(
+    distance: np.ndarray, spacing_mm: Sequence[float], axes_mm: Sequence[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Slope of a signed distance, and the width (mm) of the soft edge that a box-shaped voxel sees across the surface.
 
     The fraction of a voxel inside a plane with unit normal n rises over a width of about sqrt(sum (n_i spacing_i)^2):
     a straight ramp of that width has the right mean and variance, and is exact for a normal along an axis.
 
+    Args:
+        distance: signed distance on a grid.
+        spacing_mm: voxel size along every axis.
+        axes_mm: coordinates along every axis, where these are not evenly spaced, as with gaps between slices.
+
     Returns:
         (slope, reach): float32 arrays of the shape of ``distance``.
     """
-    gradient = np.gradient(distance, *spacing_mm)
+    gradient = np.gradient(distance, *(spacing_mm if axes_mm is None else axes_mm))
     slope = np.maximum(np.sqrt(sum(part * part for part in gradient)), 0.2)
     reach = np.sqrt(sum((part * size) ** 2 for part, size in zip(gradient, spacing_mm, strict=True))) / slope
     return slope, np.maximum(reach, min(spacing_mm))
