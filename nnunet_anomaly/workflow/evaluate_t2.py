@@ -102,7 +102,10 @@ def _methods(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, Pa
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise InputError(f"{missing[0]} does not exist.")
-    named = [path.resolve().parent if path.name == FILE_NAME else path.with_suffix("") for path in paths]
+    named = [
+        path.resolve().parent if path.name == FILE_NAME else path.with_suffix("") if path.is_file() else path
+        for path in paths
+    ]
     return dict(zip(name_methods(named, names), paths, strict=True))
 
 
@@ -112,12 +115,14 @@ def _name(case: str, time_point: int) -> str:
 
 def _other_sides(reference: Mapping[Key, Row], prediction: Mapping[Key, Row]) -> dict[str, str]:
     """Cases that are a left knee in one table and a right one in the other, with what to say: nothing is comparable."""
-    ours, theirs = ({row["case"]: row["side"] for row in rows.values()} for rows in (reference, prediction))
+    ours, theirs = (
+        {row["case"]: row["side"] for row in rows.values() if row["side"]} for rows in (reference, prediction)
+    )
     return {
         case: f"a {side} knee in the reference, a {theirs[case]} one in the prediction; medial and lateral would be "
         "exchanged."
         for case, side in ours.items()
-        if side and theirs.get(case) and side != theirs[case]
+        if theirs.get(case, side) != side
     }
 
 

@@ -114,7 +114,8 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     reference = {key: row for key, row in reference.items() if key[:2] != ("knee_5", 2)}
     prediction = {key: row for key, row in prediction.items() if key[:2] != ("knee_0", 2)}
     prediction["knee_1", 1, "Deep"] = ("right", math.nan, 0)
-    prediction["knee_2", 1, "Deep"] = ("right", 99.0, 3)
+    prediction["knee_2", 1, "Deep"] = ("right", 99.0, 9)
+    prediction["knee_1", 2, "Deep"] = ("right", 40.0, 10)
     del prediction["knee_3", 1, "Deep"]
     for key, row in table(side="left").items():
         if key[0] == "knee_4":
@@ -140,6 +141,25 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert int(rows["t2", "Deep"]["n"]) == 5 and int(rows["change", "Deep"]["n"]) == 0
     assert rows["t2", "Deep"]["excluded"] == "knee_1, time point 1; knee_2, time point 1; knee_3, time point 1"
     assert rows["change", "Deep"]["bias"] == ""
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_names_of_methods(tmp_path, monkeypatch):
+    for name in ("ref", "reader.1", "reader.2"):
+        write(tmp_path / name / "regions.csv", table())
+    other = write(tmp_path / "model.v2.csv", table())
+    monkeypatch.chdir(tmp_path / "reader.1")
+    assert run("-ref", "../ref", "-pred", ".", "-pred", "../reader.2", "-pred", other, "-o", "../out") == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert list(summary["methods"]) == ["reader.1", "reader.2", "model.v2"]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_side_in_some_rows_alone_counts(tmp_path, capsys):
+    reference = {key: ("right", *row[1:]) if key[2] == "All" else ("", *row[1:]) for key, row in table().items()}
+    paths = write(tmp_path / "a.csv", reference), write(tmp_path / "b.csv", table(side="left"))
+    assert run("-ref", paths[0], "-pred", paths[1], "-o", tmp_path / "out") == 2
+    assert "knee_0: a right knee in the reference, a left one" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -76,6 +76,7 @@ def test_tables_of_folders_are_joined(tmp_path):
         ("one,1,left,All,40\n", "t2_voxels is ''"),
         ("one,1,left,All,40,10\none,1,left,All,41,10\n", "line 3: one, 1, All is there twice"),
         ("one,1,left,All,40,10\none,2,right,All,41,10\n", "a right knee, in .* a left one"),
+        ("one,1,,All,40,10\none,1,left,Deep,40,10\none,2,right,All,41,10\n", "line 4: one is a right knee"),
     ],
 )
 def test_wrong_tables(tmp_path, text, message):
