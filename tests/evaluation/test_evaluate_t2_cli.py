@@ -144,6 +144,15 @@ def test_what_is_missing_is_named(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_change_that_is_positive_everywhere_has_no_coefficient_of_variation_either(tmp_path):
+    rows = {key: (side, 40.0 + 5 * key[1] + len(key[2]), n) for key, (side, _, n) in table().items()}
+    paths = write(tmp_path / "a.csv", rows), write(tmp_path / "b.csv", table())
+    assert run("-ref", paths[0], "-pred", paths[0], "-pred", paths[1], "-o", tmp_path / "out") == 0
+    cells = {row["quantity"]: row["rms_cv_percent"] for row in read(tmp_path / "out" / "agreement.csv")[:54]}
+    assert cells == {"t2": "0.0", "change": ""}
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_names_of_methods(tmp_path, monkeypatch):
     for name in ("ref", "reader.1", "reader.2"):
         write(tmp_path / name / "regions.csv", table())

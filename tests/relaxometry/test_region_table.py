@@ -52,6 +52,9 @@ def test_change_is_the_second_minus_the_first(tmp_path, rows):
         assert by_region["Medial"]["t2_change_ms"] == pytest.approx(2)
         assert by_region["Deep lateral central"]["t2_change_ms"] == pytest.approx(-1)
         assert -1 < by_region["All"]["t2_change_ms"] < 2
+    more, fewer = ({**rows[0], "time_point": time, "t2_voxels": 90 - 10 * time} for time in (1, 2))
+    assert [row["t2_voxels"] for row in change_rows([more, fewer])] == [70]
+    assert change_rows([fewer]) == []
 
 
 def test_tables_of_folders_are_joined(tmp_path):

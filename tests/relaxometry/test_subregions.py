@@ -157,6 +157,23 @@ def test_one_condyle_is_parted_at_its_centre(knee):
     assert np.isin(lateral, REGIONS["Lateral"]).all()
     mirrored = subregions(unroll(mask, knee.spacing_mm, MIRRORED), "left")
     np.testing.assert_array_equal(mirrored.label_map(), found.label_map())
+    # uneven, so that the plane is not in the middle
+    mask &= (knee.left_mm < 15) | (np.abs(knee.angles_degrees) < 20)
+    found = subregions(unroll(mask, knee.spacing_mm, STRAIGHT), "right")
+    middle_mm = (knee.left_mm[mask].min() + knee.left_mm[mask].max()) / 2
+    assert found.parted_mm == pytest.approx(knee.left_mm[mask].mean() - middle_mm) and abs(found.parted_mm) > 1
+
+
+def test_a_slice_on_the_plane_is_medial(knee):
+    condyle = knee.mask & (np.abs(knee.angles_degrees) < 40)
+    slices = [12, 13, 14]  # alike, so that the plane goes through the middle one
+    mask = np.zeros_like(condyle)
+    mask[slices] = condyle[14]
+    for direction, side in ((STRAIGHT, "right"), (MIRRORED, "left")):
+        found = subregions(unroll(mask, knee.spacing_mm, direction), side)
+        assert found.parted_mm == 0
+        is_medial = [bool(np.isin(found.label_map()[index], REGIONS["Medial"]).any()) for index in slices]
+        assert is_medial == [False, True, True]
 
 
 def test_nothing_has_27_empty_regions():
@@ -171,7 +188,13 @@ def test_nothing_has_27_empty_regions():
 
 
 def test_voxels_without_t2_are_left_out(knee, regions):
-    t2_ms = np.where(knee.left_mm > 0, 40.0, np.nan)
+    t2_ms = np.where(knee.left_mm > 0, np.where(knee.angles_degrees > 50, 43.0, 40.0), np.nan)
+    rows = {row["region"]: row for row in region_figures(regions, np.where(np.isnan(t2_ms), np.inf, t2_ms))}
+    values = t2_ms[knee.mask & (knee.left_mm > 0)]
+    assert rows["All"]["t2_voxels"] == rows["Medial"]["t2_voxels"] == values.size
+    assert rows["Medial"]["t2_mean_ms"] == pytest.approx(values.mean())
+    assert rows["All"]["t2_sd_ms"] == pytest.approx(math.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1)))
+    t2_ms = np.where(np.isnan(t2_ms), np.nan, 40.0)
     rows = {row["region"]: row for row in region_figures(regions, t2_ms)}
     assert rows["Lateral"]["voxels"] > 0 == rows["Lateral"]["t2_voxels"]
     assert math.isnan(rows["Lateral"]["t2_mean_ms"]) and rows["All"]["t2_mean_ms"] == 40

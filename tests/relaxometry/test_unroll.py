@@ -66,6 +66,14 @@ def test_the_circle_has_the_smallest_sum_of_squares():
     assert cost(ours) <= other.fun + 1e-9
 
 
+def test_a_pixel_counts_once_however_many_slices_show_it(knee):
+    back = np.zeros_like(knee.mask)
+    back[15] = knee.mask[15]
+    uneven = back.copy()
+    uneven[16:20] = knee.mask[15] & (knee.radii_mm[15] > 27) & (knee.angles_degrees[15] > 60)
+    assert unroll(uneven, knee.spacing_mm, STRAIGHT).circle == unroll(back, knee.spacing_mm, STRAIGHT).circle
+
+
 def test_points_on_a_line_have_no_circle():
     assert math.isinf(fit_circle(np.stack([np.arange(12.0), 2 * np.arange(12.0)], axis=1)).radius_mm)
 
@@ -168,6 +176,8 @@ def test_the_order_of_axes_does_not_matter(knee, orientation, is_oblique):
     )
     assert one.circle == other.circle
     same_voxels(one, other)
+    thickness = [project(each, np.ones(each.mask_shape)).thickness_mm for each in (one, other)]
+    np.testing.assert_allclose(thickness[0], thickness[1])
     if is_oblique:  # angles are those within the plane of slices
         same_voxels(one, unrolled(knee))
 
