@@ -176,6 +176,22 @@ def test_a_slice_on_the_plane_is_medial(knee):
         assert is_medial == [False, True, True]
 
 
+def test_an_island_changes_no_region_of_the_plate(knee, regions):
+    mask = knee.mask.copy()
+    mask[15:17, 108:113, 2:8] = 1  # below and in front, as large as it may be overlooked
+    mask[2, 3:6, 100:110] = 1
+    found = subregions(unroll(mask, knee.spacing_mm, STRAIGHT), "right")
+    assert (found.parted_at, found.side_by_shape) == (regions.parted_at, regions.side_by_shape)
+    np.testing.assert_array_equal(found.label_map()[knee.mask], regions.label_map()[knee.mask])
+    assert (found.label_map() > 0)[mask].all()  # it is labelled all the same
+    condyle = knee.mask & (knee.left_mm > 6)
+    mask = condyle.copy()
+    mask[0, 50:60, 50:60] = 1
+    one, other = (subregions(unroll(each, knee.spacing_mm, STRAIGHT), "right") for each in (condyle, mask))
+    assert other.parted_at == CENTRE_OF_MASS
+    np.testing.assert_array_equal(other.label_map()[condyle], one.label_map()[condyle])
+
+
 def test_nothing_has_27_empty_regions():
     empty = np.zeros((4, 5, 6), bool)
     found = subregions(unroll(empty, (3, 1, 1), STRAIGHT), "left")
@@ -193,7 +209,9 @@ def test_voxels_without_t2_are_left_out(knee, regions):
     values = t2_ms[knee.mask & (knee.left_mm > 0)]
     assert rows["All"]["t2_voxels"] == rows["Medial"]["t2_voxels"] == values.size
     assert rows["Medial"]["t2_mean_ms"] == pytest.approx(values.mean())
-    assert rows["All"]["t2_sd_ms"] == pytest.approx(math.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1)))
+    assert rows["All"]["t2_sd_ms"] == pytest.approx(
+        math.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1))
+    )
     t2_ms = np.where(np.isnan(t2_ms), np.nan, 40.0)
     rows = {row["region"]: row for row in region_figures(regions, t2_ms)}
     assert rows["Lateral"]["voxels"] > 0 == rows["Lateral"]["t2_voxels"]
