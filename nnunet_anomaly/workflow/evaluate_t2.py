@@ -201,7 +201,7 @@ def _write_report(
 ) -> None:
     page = Page("T2 of cartilage regions against a reference", args.o)
     page.text(
-        f"Reference: `{args.ref}`. A region counts where both have at least {args.min_voxels} voxels with a value."
+        f"Reference: `{args.ref}`. A region counts where both have a value, of at least {args.min_voxels} voxel(s)."
     )
     for method, path in methods.items():
         for quantity in QUANTITIES:
@@ -209,7 +209,7 @@ def _write_report(
             if not chosen:
                 continue
             page.section(f"{HEADINGS[quantity]}: {method}")
-            page.text(f"`{path}`. {QUANTITIES[quantity].capitalize()}.")
+            page.text(f"`{path}`. {QUANTITIES[quantity][0].upper()}{QUANTITIES[quantity][1:]}.")
             shown = {key: name for key, name in SHOWN.items() if quantity == T2 or key != "rms_cv_percent"}
             page.table(chosen, shown, FORMATS)
             pairs = _pairs(values, method, quantity)

@@ -105,6 +105,7 @@ def test_pictures_are_in_the_report(tmp_path):
     for picture in ("bland_altman_t2", "bland_altman_change", "scatter_t2", "scatter_change"):
         assert (tmp_path / f"out/pictures/b/{picture}.png").stat().st_size > 10_000
         assert f"(pictures/b/{picture}.png)" in report
+    assert "Mean T2 of a region" in report and "as in Thomas 2021. Two" in report
     assert "## Change of T2: b" in report and "| Superficial medial posterior | 6 |" in report
 
 
