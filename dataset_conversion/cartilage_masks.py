@@ -110,7 +110,7 @@ def read_mask(
     """
     if files.kind == NIFTI:
         advice = "; a bare array in a NIfTI file, transposed, has to be named NAME_fc.nii.gz"
-        placed = on_grid_of(read_placed(files.paths[0]), image, advice=advice)
+        placed = on_grid_of(read_placed(files.paths[0]), image, f"label {files.paths[0]}", advice)
         array = _as_mask(sitk.GetArrayFromImage(placed), files.paths[0])
     else:
         array = _read_array(files)
@@ -154,6 +154,7 @@ def _read_mat(path: Path) -> np.ndarray:
     """The array of one ``.mat`` file; matlab's version 7.3 is HDF5, which scipy does not read."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
+    from scipy.sparse import issparse
 
     try:
         content = loadmat(path, variable_names=[KEY])
@@ -163,7 +164,8 @@ def _read_mat(path: Path) -> np.ndarray:
         raise InputError(f"{path} is not readable as a .mat file ({error}). Fetch this file again.") from error
     if KEY not in content:
         raise InputError(f"{path} has no variable {KEY}.")
-    return content[KEY]
+    found = content[KEY]
+    return found.toarray() if issparse(found) else found
 
 
 def _as_mask(array: np.ndarray, path: Path, axes: int = 3) -> np.ndarray:
@@ -172,7 +174,7 @@ def _as_mask(array: np.ndarray, path: Path, axes: int = 3) -> np.ndarray:
         raise GeometryError(f"{path} has {array.ndim} axes of {array.dtype}; a mask has {axes} axes of numbers.")
     values = np.unique(array)
     if not np.isin(values, (0, 1)).all():
-        wrong = some_of([f"{value:g}" for value in values if value not in (0, 1)], 3)
+        wrong = some_of([f"{value}" for value in values if value not in (0, 1)], 3)
         raise LabelError(f"{path} has the values {wrong}; a mask has 0 and 1 alone. Probabilities need a threshold.")
     return array.astype(np.uint8)
 

@@ -18,6 +18,11 @@ POSITION, ORIENTATION = "0020|0032", "0020|0037"
 PIXEL_SPACING, ROWS, COLUMNS = "0028|0030", "0028|0010", "0028|0011"
 RESCALE = ("0028|1052", "0028|1053")  # intercept and slope
 SIDES = {"L": "left", "R": "right"}
+# SOP classes that have no image and may lie beside a series: DICOMDIR, presentation states, encapsulated documents, SR
+_NO_IMAGES = (
+    b"1.2.840.10008.1.3.10",
+    *(b"1.2.840.10008.5.1.4.1.1." + number for number in (b"11.", b"104.", b"88.")),
+)
 # most that a stack of slices may lean, as a share of its length: 0.3 degrees, 1 mm over 200 mm
 MOST_SHEAR = 0.005
 
@@ -60,7 +65,10 @@ def series_in(folder: Path) -> list[Series]:
 def _looks_like_dicom(path: Path, endings: set[str]) -> bool:
     """Whether a file that GDCM could not read should have been a slice: it begins or is named like one."""
     with open(path, "rb") as handle:
-        return path.suffix in endings or handle.read(132)[128:] == b"DICM"
+        head = handle.read(512)
+    if head[128:132] == b"DICM" and any(uid in head for uid in _NO_IMAGES):
+        return False
+    return path.suffix in endings or head[128:132] == b"DICM"
 
 
 def first_tags(folder: Path) -> dict[str, str]:
@@ -210,7 +218,7 @@ def slice_order(
         raise GeometryError(f"{where}: the slices are not parallel; more than one scan may lie in this folder.")
     places_mm = np.array(positions_mm, dtype=float) @ np.cross(directions[0, :3], directions[0, 3:])
     order = np.argsort(places_mm, kind="stable")
-    _refuse_tilt(np.array(positions_mm, dtype=float)[order], directions[0], where)
+    _refuse_shear(np.array(positions_mm, dtype=float)[order], directions[0], [names[index] for index in order], where)
     steps_mm = np.diff(places_mm[order])
     step_mm = float(np.median(steps_mm))
     for index, this_mm in enumerate(steps_mm):
@@ -218,29 +226,39 @@ def slice_order(
         if this_mm < 0.5 * step_mm or step_mm <= 0:
             raise GeometryError(f"{where}: {before} and {after} lie {this_mm:.3g} mm apart: slices are doubled.")
         if abs(this_mm - step_mm) > 0.05 * step_mm:
+            missing = round(this_mm / step_mm) - 1
+            why = f"about {missing} slices are missing. Fetch them again" if missing > 0 else "slices are uneven"
             raise GeometryError(
-                f"{where}: {this_mm:.3g} mm lie between {before} and {after}, elsewhere {step_mm:.3g} mm: about "
-                f"{max(1, round(this_mm / step_mm) - 1)} slices are missing. Fetch them again."
+                f"{where}: {this_mm:.3g} mm lie between {before} and {after}, elsewhere {step_mm:.3g} mm: {why}."
             )
     return order.tolist()
 
 
-def _refuse_tilt(positions_mm: np.ndarray, direction: np.ndarray, where: str) -> None:
+def _refuse_shear(positions_mm: np.ndarray, direction: np.ndarray, names: Sequence[str], where: str) -> None:
     """Refuse slices that are not stacked along their normal: an image has three perpendicular axes.
 
     Args:
         positions_mm: (n, 3), in the order of the slices.
         direction: (6,), of rows and columns.
+        names: file names, in the same order.
         where: the folder, for the message.
     """
-    way = positions_mm[-1] - positions_mm[0]
-    along = abs(float(way @ np.cross(direction[:3], direction[3:])))
-    sideways = float(np.hypot(way @ direction[:3], way @ direction[3:]))
-    if sideways > MOST_SHEAR * along:
+    ways_mm = positions_mm - positions_mm[0]
+    along_mm = ways_mm @ np.cross(direction[:3], direction[3:])
+    sideways_mm = ways_mm @ np.reshape(direction, (2, 3)).T
+    length_mm, shift_mm = abs(float(along_mm[-1])), float(np.hypot(*sideways_mm[-1]))
+    if shift_mm > MOST_SHEAR * length_mm:
         raise GeometryError(
-            f"{where}: the slices are shifted sideways by {sideways:.3g} mm over {along:.3g} mm, as by a gantry that "
-            f"is tilted by {np.rad2deg(np.arctan2(sideways, along)):.3g} degrees. Resample the series to perpendicular "
-            "axes first."
+            f"{where}: the slices are shifted sideways by {shift_mm:.3g} mm over {length_mm:.3g} mm, as by a gantry "
+            f"that is tilted by {np.rad2deg(np.arctan2(shift_mm, length_mm)):.3g} degrees. Resample the series to "
+            "perpendicular axes first."
+        )
+    beside_mm = np.hypot(*sideways_mm.T)
+    worst = int(np.argmax(beside_mm))
+    if beside_mm[worst] > 2 * MOST_SHEAR * length_mm:
+        raise GeometryError(
+            f"{where}: {names[worst]} is shifted sideways by {beside_mm[worst]:.3g} mm against the first and the last "
+            "slice; more than one scan may lie in this folder."
         )
 
 

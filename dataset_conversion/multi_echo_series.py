@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,8 +38,8 @@ from nnunet_anomaly.multi_echo import check_echo_times
 
 ECHO_TIME, ECHO_NUMBER = "0018|0081", "0018|0086"
 INSTANCE_NUMBER, INSTANCE_UID = "0020|0013", "0008|0018"
-# echo times that agree in so many digits are the same
-_DIGITS = 5
+# files whose echo times differ by a smaller share are of one echo: scanners write 6.312 and 6.3120001 in one series
+_SAME_ECHO_SHARE, _DIGITS = 1e-3, 6
 # places along the normal that differ by less are of one slice; a slice is never as thin
 _SAME_PLACE_MM = 0.05
 
@@ -81,7 +80,7 @@ def opened(source: Path) -> Iterator[Path]:
     Errors raised within name the archive instead of the temporary folder.
 
     Raises:
-        InputError: the archive is damaged or encrypted.
+        InputError: the archive is damaged or encrypted, or two of its files would have one name.
     """
     if not is_archive(source):
         yield source
@@ -90,8 +89,11 @@ def opened(source: Path) -> Iterator[Path]:
         try:
             with zipfile.ZipFile(source) as archive:
                 for member in _members(archive):
-                    with archive.open(member) as handle, open(Path(temporary, _flat_name(member)), "wb") as target:
+                    with archive.open(member) as handle, open(Path(temporary, _flat_name(member)), "xb") as target:
                         shutil.copyfileobj(handle, target)
+        except FileExistsError as error:
+            name = Path(error.filename).name
+            raise InputError(f"{source} has more than one file {name} (folders count as '_'). Unpack it.") from error
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
             raise InputError(f"{source} is not readable as a zip file: {error}. Fetch it again.") from error
         try:
@@ -161,13 +163,15 @@ def read_echo_series(series: Series) -> EchoSeries:
 
 def _files_of_echoes(files: Sequence[Path], tags: Sequence[Tags], where: str) -> dict[float, list[int]]:
     """Indices of the files of every echo time in ms, the shortest first."""
-    of: dict[float, list[int]] = defaultdict(list)
-    for index, (path, tag) in enumerate(zip(files, tags, strict=True)):
-        times_ms = numbers_of(tag.get(ECHO_TIME, ""), 1)
+    found = [numbers_of(tag.get(ECHO_TIME, ""), 1) for tag in tags]
+    for path, times_ms in zip(files, found, strict=True):
         if times_ms is None or not math.isfinite(times_ms[0]):
             raise InputError(f"{path} has no EchoTime: nothing tells which echo it is.")
-        of[float(f"{times_ms[0]:.{_DIGITS}g}")].append(index)
-    echoes = dict(sorted(of.items()))
+    of_files_ms = np.ravel(np.array(found, dtype=float))
+    by_time = np.argsort(of_files_ms, kind="stable")
+    is_next = np.diff(of_files_ms[by_time]) > _SAME_ECHO_SHARE * np.abs(of_files_ms[by_time[1:]])
+    groups = np.split(by_time, np.flatnonzero(is_next) + 1)
+    echoes = {float(f"{np.median(of_files_ms[group]):.{_DIGITS}g}"): sorted(group.tolist()) for group in groups}
     check_echo_times(tuple(echoes), f"{where} ({files[next(iter(echoes.values()))[0]].name} ...): ")
     if len(echoes) < 2:
         raise InputError(

@@ -248,11 +248,12 @@ def other_scans(release: Path) -> list[Scan]:
 
     The subject is the PatientID, where there is one, else each series has its own; the visit is the date of the study.
     """
-    from nnunet_anomaly.dataset_conversion.dicom_series import first_tags, side_by_tags
+    from nnunet_anomaly.dataset_conversion.dicom_series import SERIES_UID, first_tags, side_by_tags
     from nnunet_anomaly.dataset_conversion.multi_echo_series import is_archive, opened
 
     inner = sorted(release.rglob("*")) if release.is_dir() else []
     scans = []
+    sources_of: dict[str, list[Path]] = defaultdict(list)
     for source in [release, *inner]:
         if not (source.is_dir() or is_archive(source)):
             continue
@@ -268,7 +269,15 @@ def other_scans(release: Path) -> list[Scan]:
             side, notes = side_by_tags(tags)
             subject, visit = tags.get(PATIENT_ID) or name, date_of(tags)
             scans.append(Scan(name, subject, visit, source, side, frozenset([name]), tuple(notes)))
-    return scans
+            sources_of[tags[SERIES_UID]].append(source)
+    problem_of = {
+        source: f"{', '.join(map(str, sources))} hold one series (one SeriesInstanceUID): put its files into one "
+        "folder, or leave one of the copies"
+        for sources in sources_of.values()
+        for source in sources
+        if len(sources) > 1
+    }
+    return [replace(scan, problem=problem_of.get(scan.source, scan.problem)) for scan in scans]
 
 
 def date_of(tags: Mapping[str, str]) -> str | None:

@@ -19,6 +19,7 @@ from nnunet_anomaly.compartments import (
     femur_compartments,
     femur_labels,
     femur_of,
+    notch_mm,
     sides_of_cases,
 )
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError, SettingsError
@@ -216,3 +217,16 @@ def test_sides_of_converted_cases(tmp_path):
         path.write_text(json.dumps(wrong))
         with pytest.raises(InputError, match=r"cases\.json"):
             sides_of_cases(path)
+
+
+@pytest.mark.parametrize(
+    ("depth_mm", "length_mm", "is_notch"), [(9, 15, True), (7, 15, False), (9, 8, False), (9, 12, True), (30, 8, False)]
+)
+def test_how_deep_and_how_long_a_notch_has_to_be(depth_mm, length_mm, is_notch):
+    left_mm, back_mm = (each.ravel() for each in np.meshgrid(np.arange(-30.0, 31), np.arange(61.0)))
+    # behind the middle, nearer to one side
+    is_valley = (np.abs(left_mm - 5) < 8) & (back_mm >= 40) & (back_mm < 40 + length_mm)
+    points_mm = np.stack([left_mm, back_mm, np.where(is_valley, depth_mm, 0.0)])
+    found = notch_mm(points_mm, 1.0)
+    assert (found is not None) == is_notch
+    assert not is_notch or found == pytest.approx(5, abs=1)

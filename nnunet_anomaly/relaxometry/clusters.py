@@ -46,6 +46,7 @@ def register(
     It maximises the sum of products of both thickness maps (0 without cartilage), so that the plates overlap where they
     are thick. T2 has no part in it: what changes must not move the map. Every shift along slices is tried, along angles
     those up to ``most_degrees``; angles go round, slices do not. Of several equal maxima the smallest shift is taken.
+    Both maps have to show the whole plate: a part of it would be moved to where the other one is thickest.
 
     Args:
         first_thickness_mm: (slices, bins) of ``unroll.Projection``, NaN or 0 without cartilage.
@@ -70,7 +71,8 @@ def register(
     rows, columns = len(one) + len(two), one.shape[1]
     spectrum = np.fft.rfft2(one, (rows, columns)) * np.conj(np.fft.rfft2(two, (rows, columns)))
     similarity = np.fft.irfft2(spectrum, (rows, columns)) / norm
-    slices = np.fft.fftfreq(rows, 1 / rows).round()[:, None]
+    slices = np.arange(rows)[:, None]
+    slices = np.where(slices < len(one), slices, slices - rows)  # from all but one slice back to all but one ahead
     bins = np.fft.fftfreq(columns, 1 / columns).round()[None]
     allowed = np.where(np.abs(bins) * 360 / columns <= most_degrees, similarity, -1.0)
     ties = allowed >= allowed.max() - 1e-9  # of rounding

@@ -92,11 +92,12 @@ def read_region_table(path: Path) -> dict[Key, Row]:
             key = (row["case"], row["time_point"], row["region"])
             if key in found:
                 raise InputError(f"{file}, line {line}: {', '.join(map(str, key))} is there twice in {path}.")
-            known, where = sides.setdefault(row["case"], (row["side"], file))
-            if row["side"] and known and row["side"] != known:
-                raise InputError(
-                    f"{file}, line {line}: {row['case']} is a {row['side']} knee, in {where} a {known} one."
-                )
+            if row["side"]:
+                known, where = sides.setdefault(row["case"], (row["side"], file))
+                if row["side"] != known:
+                    raise InputError(
+                        f"{file}, line {line}: {row['case']} is a {row['side']} knee, in {where} a {known} one."
+                    )
             found[key] = row
     return found
 

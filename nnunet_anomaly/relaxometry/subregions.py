@@ -99,7 +99,8 @@ def subregions(unrolled: Unrolled, side: str, central_degrees: str | tuple[float
 
     Slices to the lateral side of a plane are lateral, all others medial. The plane goes through the intercondylar notch
     as ``compartments.notch_mm`` finds it, in cartilage as in bone; where there is none, as when the mask holds one
-    condyle alone, through the centre of mass. A bin is anterior, central or posterior as its middle is.
+    condyle alone, through the centre of mass; so a single slice is medial. Islands have no say in it (see ``unroll``).
+    A bin is anterior, central or posterior as its middle is.
 
     Args:
         unrolled: the cartilage.
@@ -140,8 +141,8 @@ def side_by_shape(unrolled: Unrolled) -> str | None:
     plane_mm, parted_at = _plane(unrolled)
     if parted_at != NOTCH:
         return None
-    left_mm = unrolled.places_mm[0]
-    foremost = unrolled.angles_degrees <= np.quantile(unrolled.angles_degrees, _FOREMOST_SHARE)
+    left_mm, angles = unrolled.places_mm[0, unrolled.is_plate], unrolled.angles_degrees[unrolled.is_plate]
+    foremost = angles <= np.quantile(angles, _FOREMOST_SHARE)
     shift_mm = float(np.median(left_mm[foremost])) - plane_mm
     if abs(shift_mm) < _LEAST_SHIFT * float(np.ptp(left_mm)):
         return None
@@ -202,10 +203,11 @@ def _plane(unrolled: Unrolled) -> tuple[float, str]:
     """Where medial and lateral are parted from right to left in mm, and at what."""
     if not unrolled.slices.size:
         return math.nan, CENTRE_OF_MASS
-    plane_mm = notch_mm(unrolled.places_mm, max(unrolled.spacing_mm))
+    plane_mm = notch_mm(unrolled.places_mm[:, unrolled.is_plate], max(unrolled.spacing_mm))
     if plane_mm is None:
         # of whole slices, so that the sum is exact and a mirrored mask has the mirrored plane
         first, last = int(unrolled.slices.min()), int(unrolled.slices.max())
-        middle = (2 * int(unrolled.slices.sum()) - (first + last) * unrolled.slices.size) / (2 * unrolled.slices.size)
+        plate = unrolled.slices[unrolled.is_plate]
+        middle = (2 * int(plate.sum()) - (first + last) * plate.size) / (2 * plate.size)
         return middle * unrolled.spacing_mm[unrolled.slice_axis], CENTRE_OF_MASS
     return plane_mm, NOTCH

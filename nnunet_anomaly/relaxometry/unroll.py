@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
+from nnunet_anomaly.connected_components import label_components
 from nnunet_anomaly.errors import GeometryError, InputError, SettingsError
 from nnunet_anomaly.geometry import check_in_patient
 from nnunet_anomaly.planes import plane_of
@@ -25,6 +26,8 @@ from nnunet_anomaly.planes import plane_of
 BIN_DEGREES = 5.0
 # cartilage of two pieces in one bin, with more than this between them, has a middle for each piece
 PIECE_GAP_MM = 3.0
+# a component with a smaller share of the largest one's voxels is an island
+_ISLAND_SHARE = 0.1
 # fewer say nothing of a circle, and a femur's condyles have none of another size
 _FEWEST_PIXELS = 10
 _RADII_MM = (5.0, 100.0)
@@ -63,6 +66,7 @@ class Unrolled:
         angles_degrees: (n,), from -180 to 180.
         radii_mm: (n,), from the circle's centre.
         is_deep: (n,), bool: in the half nearer to bone.
+        is_plate: (n,), bool: not in an island, see ``unroll``.
     """
 
     circle: Circle
@@ -78,6 +82,7 @@ class Unrolled:
     angles_degrees: np.ndarray
     radii_mm: np.ndarray
     is_deep: np.ndarray
+    is_plate: np.ndarray
 
     @property
     def cells(self) -> np.ndarray:
@@ -135,9 +140,10 @@ def unroll(
     """Find slice, angle, radius and layer of every voxel of femoral cartilage.
 
     The circle is fitted by least squares (sum of squared distances to it) to the centres of all pixels at which a slice
-    shows cartilage, each counted once. A voxel is deep if its radius is at most the mid-radius of its slice and bin,
-    halfway between the smallest and the largest one; a single voxel is deep. Where two pieces in one bin have more than
-    3 mm between them, as with a stray island, each has its own mid-radius.
+    shows cartilage, each counted once. Islands, components with less than a tenth of the largest one's voxels, have no
+    say in it: a few stray voxels far away would move it. A voxel is deep if its radius is at most the mid-radius of its
+    slice and bin, halfway between the smallest and the largest one; a single voxel is deep. Where two pieces in one bin
+    have more than 3 mm between them, as with an island, each has its own mid-radius.
 
     Args:
         mask: 3-D, bool or integers; not 0 is cartilage.
@@ -165,7 +171,9 @@ def unroll(
         [indices[axis] for axis in range(3) if axis != slice_axis],
         [mask.shape[axis] for axis in range(3) if axis != slice_axis],
     )
-    circle = _circle_of_pixels(places_mm[1:, np.unique(in_plane, return_index=True)[1]], len(slices))
+    is_plate = _without_islands(mask)
+    pixels_mm = places_mm[1:, is_plate][:, np.unique(in_plane[is_plate], return_index=True)[1]]
+    circle = _circle_of_pixels(pixels_mm, len(slices))
     back_mm, up_mm = places_mm[1] - circle.posterior_mm, places_mm[2] - circle.superior_mm
     angles = np.degrees(np.arctan2(back_mm, -up_mm))
     radii_mm = np.hypot(back_mm, up_mm)
@@ -184,6 +192,7 @@ def unroll(
         angles,
         radii_mm,
         _nearer_to_bone(slices * number_of_bins + bins, radii_mm),
+        is_plate,
     )
 
 
@@ -249,6 +258,13 @@ def _in_slices(
     back_mm = rows_mm * to_back + columns_mm * to_back_by_column
     up_mm = sign * (columns_mm * to_back - rows_mm * to_back_by_column)
     return slice_axis, slices, np.stack([left_mm, back_mm, up_mm])
+
+
+def _without_islands(mask: np.ndarray) -> np.ndarray:
+    """Whether each voxel of a mask, in C order, belongs to a large component."""
+    components = label_components(mask != 0)
+    is_large = components.sizes_voxels >= _ISLAND_SHARE * components.sizes_voxels.max(initial=0)
+    return is_large[components.numbers]
 
 
 def _circle_of_pixels(pixels_mm: np.ndarray, voxels: int) -> Circle:

@@ -70,6 +70,7 @@ def unrolled_figure(
             for number in range(1, int(clusters.max(initial=0)) + 1):
                 _outline(ax, clusters == number, edges, width, ANOMALY_COLOUR, 1.6)
         ax.set_title(name, loc="left")
+        ax.locator_params(axis="y", integer=True)
         ax.set_ylabel("slice, from lateral" if lateral_first else "slice, to lateral")
         if not lateral_first:
             ax.invert_yaxis()

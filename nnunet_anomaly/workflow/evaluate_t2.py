@@ -102,7 +102,10 @@ def _methods(paths: Sequence[Path], names: Sequence[str] | None) -> dict[str, Pa
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise InputError(f"{missing[0]} does not exist.")
-    named = [path.resolve().parent if path.name == FILE_NAME else path.with_suffix("") for path in paths]
+    named = [
+        path.resolve().parent if path.name == FILE_NAME else path.with_suffix("") if path.is_file() else path
+        for path in paths
+    ]
     return dict(zip(name_methods(named, names), paths, strict=True))
 
 
@@ -112,12 +115,14 @@ def _name(case: str, time_point: int) -> str:
 
 def _other_sides(reference: Mapping[Key, Row], prediction: Mapping[Key, Row]) -> dict[str, str]:
     """Cases that are a left knee in one table and a right one in the other, with what to say: nothing is comparable."""
-    ours, theirs = ({row["case"]: row["side"] for row in rows.values()} for rows in (reference, prediction))
+    ours, theirs = (
+        {row["case"]: row["side"] for row in rows.values() if row["side"]} for rows in (reference, prediction)
+    )
     return {
         case: f"a {side} knee in the reference, a {theirs[case]} one in the prediction; medial and lateral would be "
         "exchanged."
         for case, side in ours.items()
-        if side and theirs.get(case) and side != theirs[case]
+        if theirs.get(case, side) != side
     }
 
 
@@ -196,7 +201,7 @@ def _write_report(
 ) -> None:
     page = Page("T2 of cartilage regions against a reference", args.o)
     page.text(
-        f"Reference: `{args.ref}`. A region counts where both have at least {args.min_voxels} voxels with a value."
+        f"Reference: `{args.ref}`. A region counts where both have a value, of at least {args.min_voxels} voxel(s)."
     )
     for method, path in methods.items():
         for quantity in QUANTITIES:
@@ -204,7 +209,7 @@ def _write_report(
             if not chosen:
                 continue
             page.section(f"{HEADINGS[quantity]}: {method}")
-            page.text(f"`{path}`. {QUANTITIES[quantity].capitalize()}.")
+            page.text(f"`{path}`. {QUANTITIES[quantity][0].upper()}{QUANTITIES[quantity][1:]}.")
             shown = {key: name for key, name in SHOWN.items() if quantity == T2 or key != "rms_cv_percent"}
             page.table(chosen, shown, FORMATS)
             pairs = _pairs(values, method, quantity)

@@ -58,6 +58,9 @@ def test_other_files_beside_a_series_are_no_trouble(tools, volume, tmp_path):
     tools.write_series(tmp_path / "a", volume)
     (tmp_path / "a" / "notes.txt").write_text("fine")
     (tmp_path / "a" / ".hidden").write_text("fine")
+    for name, sop_class in (("DICOMDIR", b"1.2.840.10008.1.3.10"), ("report", b"1.2.840.10008.5.1.4.1.1.88.11")):
+        meta = b"\2\0\0\0UL\4\0\x2a\0\0\0\2\0\2\0UI" + bytes([len(sop_class), 0]) + sop_class
+        (tmp_path / "a" / name).write_bytes(b"\0" * 128 + b"DICM" + meta)
     assert len(series_in(tmp_path / "a")) == 1
 
 
@@ -125,6 +128,19 @@ def test_any_inner_missing_slice_is_found(missing):
 def test_any_doubled_slice_is_found(doubled):
     with pytest.raises(GeometryError, match="doubled"):
         order_of([0.7 * index for index in [*range(8), doubled]])
+
+
+def test_uneven_slices_are_no_missing_ones():
+    with pytest.raises(GeometryError, match=r"3\.8 mm lie between 002 and 003, elsewhere 3\.5 mm: slices are uneven"):
+        order_of([0, 3.5, 7, 10.8, 14.3])
+
+
+@given(st.integers(1, 6), st.floats(0.3, 20), st.booleans())
+def test_one_slice_beside_the_others_is_named(index, shift_mm, along_rows):
+    positions = [[-2.0 * place, 3.0, 4.0] for place in range(8)]
+    positions[index][1 if along_rows else 2] += shift_mm
+    with pytest.raises(GeometryError, match=rf"folder: s{index} is shifted sideways by"):
+        slice_order(positions, [SAGITTAL] * 8, [f"s{place}" for place in range(8)], "folder")
 
 
 def test_slices_that_are_not_parallel_or_have_no_place():

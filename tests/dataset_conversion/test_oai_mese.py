@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.dataset_conversion import thomas_split
@@ -388,16 +390,27 @@ def bad_label(folder: Path, mask: np.ndarray, kind: str) -> str:
         return "knee_3.mat is not readable as a .mat file"
     if kind == "turned":  # a bare array that is named like a mask with a header
         nibabel.save(nibabel.Nifti1Image(np.transpose(mask, (2, 1, 0)), np.eye(4)), folder / "knee.nii.gz")
-        return "has to be named NAME_fc.nii.gz"
+        return "the label {labels}/knee.nii.gz lies up to "
     raise AssertionError(kind)
 
 
 @pytest.mark.parametrize("kind", ["shape", "values", "empty", "pickle", "key", "cut", "turned"])
 def test_labels_that_are_wrong_are_named(series, raw, tmp_path, kind):
     (tmp_path / "labels").mkdir()
-    said = bad_label(tmp_path / "labels", knee(0)[1], kind)
+    said = bad_label(tmp_path / "labels", knee(0)[1], kind).format(labels=tmp_path / "labels")
     assert convert(series, "--labels", tmp_path / "labels") == 1
-    assert said in load(raw, "integrity_report")["failed"]["knee"]
+    failed = load(raw, "integrity_report")["failed"]["knee"]
+    assert said in failed and ("has to be named NAME_fc.nii.gz" in failed) == (kind == "turned")
+
+
+@pytest.mark.parametrize("made", [partial(np.asarray, dtype=bool), partial(np.asarray, dtype=float), csc_matrix])
+def test_mat_files_of_bool_of_float_and_sparse_ones(series, raw, tmp_path, made):
+    mask = knee(0)[1]
+    (tmp_path / "labels").mkdir()
+    for number, plane in enumerate(mask[::-1]):
+        savemat(tmp_path / "labels" / f"knee_{number}.mat", {"femoral_cartilage": made(plane)})
+    assert convert(series, "--labels", tmp_path / "labels") == 0
+    np.testing.assert_array_equal(voxels(dataset(raw) / "labelsTr" / "knee.nii.gz"), mask)
 
 
 def test_missing_slice_of_a_mask_is_named(series, raw, tmp_path, capsys):
@@ -427,6 +440,44 @@ def test_zip_of_a_series_is_read_like_its_folder(series, raw, tmp_path):
     stack = read_multi_echo(dataset(raw), "some_knee")
     np.testing.assert_array_equal(stack.signals(), knee(0)[0])
     assert (stack.side, stack.time_point) == ("right", "20060101")
+
+
+def test_archive_whose_files_would_have_one_name(series, raw, tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "knee.zip", "w") as archive:
+        for path in sorted(series.iterdir()):
+            archive.write(path, f"a/{path.name}")
+        archive.write(series / "002", "a_001")
+    assert convert(tmp_path / "knee.zip") == 2  # the only case
+    assert "knee.zip has more than one file a_001" in capsys.readouterr().err
+
+
+def test_archive_that_would_climb_out_stays_in_its_place(series, raw, tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "deep" / "er" / "knee.zip", "w") as archive:
+        for path in sorted(series.iterdir()):
+            archive.write(path, f"../../{path.name}")
+    assert convert(tmp_path / "deep" / "er" / "knee.zip") == 0
+    np.testing.assert_array_equal(read_multi_echo(dataset(raw), "knee").signals(), knee(0)[0])
+
+
+def test_copies_of_a_series_are_named(series, raw, tmp_path):
+    (tmp_path / "all").mkdir()
+    write_mese(tmp_path / "all" / "other", knee(1)[0], identity="b")
+    shutil.copytree(series, tmp_path / "all" / "one")
+    shutil.copytree(series, tmp_path / "all" / "again")
+    assert convert(tmp_path / "all") == 1
+    failed = load(raw, "integrity_report")["failed"]
+    assert set(failed) == {"one", "again"} and list(load(raw, "cases")) == ["other"]
+    assert f"{tmp_path}/all/again, {tmp_path}/all/one hold one series" in failed["one"]
+
+
+def test_echo_times_that_differ_in_their_last_digits_are_one(series):
+    for index in range(SHAPE[0]):
+        for echo, time_ms in enumerate((6.31245, 12.6249, 18.93735, 25.2498)):
+            rewrite(file_of(series, echo, index), g0018_0081=f"{time_ms + (index % 2 - 0.5) * 1e-6:.8f}")
+    found = read_echo_series(only_series(series))
+    np.testing.assert_allclose(found.echo_times_ms, 6.31245 * np.arange(1, 5), rtol=1e-5)
+    np.testing.assert_array_equal([sitk.GetArrayFromImage(image) for image in found.images], knee(0)[0])
 
 
 def test_folder_of_series_with_a_damaged_archive(series, raw, tmp_path):
@@ -565,6 +616,16 @@ def has_an_echo_beside_the_others(folder: Path) -> str:
     return "lies 0.5 mm beside the first one"
 
 
+def has_a_slice_beside_the_others(folder: Path) -> str:
+    path = file_of(folder, 2, 2)
+    image = sitk.ReadImage(str(path))
+    plane = sitk.GetImageFromArray(sitk.GetArrayFromImage(image))
+    plane.CopyInformation(image)
+    plane.SetOrigin(np.add(image.GetOrigin(), (0, 3, 0)).tolist())
+    write_slice(plane, path, {key: value for key, value in tags_of(path).items() if key != "0020|0032"})
+    return f"{path.name} is shifted sideways by 3 mm"
+
+
 def has_a_turned_slice(folder: Path) -> str:
     path = file_of(folder, 3, 0)
     image = sitk.ReadImage(str(path))
@@ -598,6 +659,7 @@ DAMAGES = [
     has_numbers_against_its_times,
     has_a_file_cut_off,
     has_an_echo_beside_the_others,
+    has_a_slice_beside_the_others,
     has_a_turned_slice,
     has_an_empty_echo,
 ]

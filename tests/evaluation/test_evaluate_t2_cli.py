@@ -105,6 +105,7 @@ def test_pictures_are_in_the_report(tmp_path):
     for picture in ("bland_altman_t2", "bland_altman_change", "scatter_t2", "scatter_change"):
         assert (tmp_path / f"out/pictures/b/{picture}.png").stat().st_size > 10_000
         assert f"(pictures/b/{picture}.png)" in report
+    assert "Mean T2 of a region" in report and "as in Thomas 2021. Two" in report
     assert "## Change of T2: b" in report and "| Superficial medial posterior | 6 |" in report
 
 
@@ -114,7 +115,8 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     reference = {key: row for key, row in reference.items() if key[:2] != ("knee_5", 2)}
     prediction = {key: row for key, row in prediction.items() if key[:2] != ("knee_0", 2)}
     prediction["knee_1", 1, "Deep"] = ("right", math.nan, 0)
-    prediction["knee_2", 1, "Deep"] = ("right", 99.0, 3)
+    prediction["knee_2", 1, "Deep"] = ("right", 99.0, 9)
+    prediction["knee_1", 2, "Deep"] = ("right", 40.0, 10)
     del prediction["knee_3", 1, "Deep"]
     for key, row in table(side="left").items():
         if key[0] == "knee_4":
@@ -140,6 +142,34 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert int(rows["t2", "Deep"]["n"]) == 5 and int(rows["change", "Deep"]["n"]) == 0
     assert rows["t2", "Deep"]["excluded"] == "knee_1, time point 1; knee_2, time point 1; knee_3, time point 1"
     assert rows["change", "Deep"]["bias"] == ""
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_change_that_is_positive_everywhere_has_no_coefficient_of_variation_either(tmp_path):
+    rows = {key: (side, 40.0 + 5 * key[1] + len(key[2]), n) for key, (side, _, n) in table().items()}
+    paths = write(tmp_path / "a.csv", rows), write(tmp_path / "b.csv", table())
+    assert run("-ref", paths[0], "-pred", paths[0], "-pred", paths[1], "-o", tmp_path / "out") == 0
+    cells = {row["quantity"]: row["rms_cv_percent"] for row in read(tmp_path / "out" / "agreement.csv")[:54]}
+    assert cells == {"t2": "0.0", "change": ""}
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_names_of_methods(tmp_path, monkeypatch):
+    for name in ("ref", "reader.1", "reader.2"):
+        write(tmp_path / name / "regions.csv", table())
+    other = write(tmp_path / "model.v2.csv", table())
+    monkeypatch.chdir(tmp_path / "reader.1")
+    assert run("-ref", "../ref", "-pred", ".", "-pred", "../reader.2", "-pred", other, "-o", "../out") == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert list(summary["methods"]) == ["reader.1", "reader.2", "model.v2"]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_side_in_some_rows_alone_counts(tmp_path, capsys):
+    reference = {key: ("right", *row[1:]) if key[2] == "All" else ("", *row[1:]) for key, row in table().items()}
+    paths = write(tmp_path / "a.csv", reference), write(tmp_path / "b.csv", table(side="left"))
+    assert run("-ref", paths[0], "-pred", paths[1], "-o", tmp_path / "out") == 2
+    assert "knee_0: a right knee in the reference, a left one" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -43,18 +43,28 @@ def test_whole_shifts_are_found(slices, bins):
     )
 
 
-def test_the_best_of_all_shifts_by_brute_force():
-    rng = np.random.default_rng(3)
-    one, two = (np.where(rng.random((7, 12)) < 0.5, rng.random((7, 12)), np.nan) for _ in range(2))
-    found = register(one, two[:5], most_degrees=60)
-    best, filled = {}, np.nan_to_num(one)
-    for slices in range(-4, 7):
-        for bins in (-2, -1, 0, 1, 2):
-            there = np.nan_to_num(moved(two[:5], Shift(slices, bins, 0), 7))
-            best[slices, bins] = (filled * there).sum()
-    assert (found.slices, found.bins) == max(best, key=best.get)
-    norm = math.sqrt((filled**2).sum() * np.nansum(two[:5] ** 2))
-    assert found.similarity == pytest.approx(max(best.values()) / norm)
+@pytest.mark.parametrize("numbers", [(7, 5), (12, 3), (3, 12), (1, 9), (9, 1)])
+def test_the_best_of_all_shifts_by_brute_force(numbers):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        one, two = (np.where(rng.random((n, 12)) < 0.5, rng.random((n, 12)), np.nan) for n in numbers)
+        found = register(one, two, most_degrees=60)
+        best, filled = {}, np.nan_to_num(one)
+        for slices in range(1 - len(two), len(one)):
+            for bins in (-2, -1, 0, 1, 2):
+                there = np.nan_to_num(moved(two, Shift(slices, bins, 0), len(one)))
+                best[slices, bins] = (filled * there).sum()
+        assert (found.slices, found.bins) == max(best, key=best.get)
+        norm = math.sqrt((filled**2).sum() * np.nansum(two**2))
+        assert found.similarity == pytest.approx(max(best.values()) / norm)
+
+
+def test_a_scan_of_few_slices_lies_anywhere_in_one_of_many():
+    whole = plate(30, 20, 28)
+    for first, second, slices in ((whole, whole[20:28], 20), (whole[20:28], whole, -20)):
+        found = register(first, second)
+        assert (found.slices, found.bins) == (slices, 0)
+        assert np.array_equal(moved(second, found, len(first)), first, equal_nan=True)
 
 
 @pytest.mark.parametrize("by", [(0.5, 0.0), (0.0, 0.4), (-1.3, 2.6)])

@@ -52,6 +52,9 @@ def test_change_is_the_second_minus_the_first(tmp_path, rows):
         assert by_region["Medial"]["t2_change_ms"] == pytest.approx(2)
         assert by_region["Deep lateral central"]["t2_change_ms"] == pytest.approx(-1)
         assert -1 < by_region["All"]["t2_change_ms"] < 2
+    more, fewer = ({**rows[0], "time_point": time, "t2_voxels": 90 - 10 * time} for time in (1, 2))
+    assert [row["t2_voxels"] for row in change_rows([more, fewer])] == [70]
+    assert change_rows([fewer]) == []
 
 
 def test_tables_of_folders_are_joined(tmp_path):
@@ -76,6 +79,7 @@ def test_tables_of_folders_are_joined(tmp_path):
         ("one,1,left,All,40\n", "t2_voxels is ''"),
         ("one,1,left,All,40,10\none,1,left,All,41,10\n", "line 3: one, 1, All is there twice"),
         ("one,1,left,All,40,10\none,2,right,All,41,10\n", "a right knee, in .* a left one"),
+        ("one,1,,All,40,10\none,1,left,Deep,40,10\none,2,right,All,41,10\n", "line 4: one is a right knee"),
     ],
 )
 def test_wrong_tables(tmp_path, text, message):

@@ -157,6 +157,39 @@ def test_one_condyle_is_parted_at_its_centre(knee):
     assert np.isin(lateral, REGIONS["Lateral"]).all()
     mirrored = subregions(unroll(mask, knee.spacing_mm, MIRRORED), "left")
     np.testing.assert_array_equal(mirrored.label_map(), found.label_map())
+    # uneven, so that the plane is not in the middle
+    mask &= (knee.left_mm < 15) | (np.abs(knee.angles_degrees) < 20)
+    found = subregions(unroll(mask, knee.spacing_mm, STRAIGHT), "right")
+    middle_mm = (knee.left_mm[mask].min() + knee.left_mm[mask].max()) / 2
+    assert found.parted_mm == pytest.approx(knee.left_mm[mask].mean() - middle_mm) and abs(found.parted_mm) > 1
+
+
+def test_a_slice_on_the_plane_is_medial(knee):
+    condyle = knee.mask & (np.abs(knee.angles_degrees) < 40)
+    slices = [12, 13, 14]  # alike, so that the plane goes through the middle one
+    mask = np.zeros_like(condyle)
+    mask[slices] = condyle[14]
+    for direction, side in ((STRAIGHT, "right"), (MIRRORED, "left")):
+        found = subregions(unroll(mask, knee.spacing_mm, direction), side)
+        assert found.parted_mm == 0
+        is_medial = [bool(np.isin(found.label_map()[index], REGIONS["Medial"]).any()) for index in slices]
+        assert is_medial == [False, True, True]
+
+
+def test_an_island_changes_no_region_of_the_plate(knee, regions):
+    mask = knee.mask.copy()
+    mask[15:17, 108:113, 2:8] = 1  # below and in front, as large as it may be overlooked
+    mask[2, 3:6, 100:110] = 1
+    found = subregions(unroll(mask, knee.spacing_mm, STRAIGHT), "right")
+    assert (found.parted_at, found.side_by_shape) == (regions.parted_at, regions.side_by_shape)
+    np.testing.assert_array_equal(found.label_map()[knee.mask], regions.label_map()[knee.mask])
+    assert (found.label_map() > 0)[mask].all()  # it is labelled all the same
+    condyle = knee.mask & (knee.left_mm > 6)
+    mask = condyle.copy()
+    mask[0, 50:60, 50:60] = 1
+    one, other = (subregions(unroll(each, knee.spacing_mm, STRAIGHT), "right") for each in (condyle, mask))
+    assert other.parted_at == CENTRE_OF_MASS
+    np.testing.assert_array_equal(other.label_map()[condyle], one.label_map()[condyle])
 
 
 def test_nothing_has_27_empty_regions():
@@ -171,7 +204,15 @@ def test_nothing_has_27_empty_regions():
 
 
 def test_voxels_without_t2_are_left_out(knee, regions):
-    t2_ms = np.where(knee.left_mm > 0, 40.0, np.nan)
+    t2_ms = np.where(knee.left_mm > 0, np.where(knee.angles_degrees > 50, 43.0, 40.0), np.nan)
+    rows = {row["region"]: row for row in region_figures(regions, np.where(np.isnan(t2_ms), np.inf, t2_ms))}
+    values = t2_ms[knee.mask & (knee.left_mm > 0)]
+    assert rows["All"]["t2_voxels"] == rows["Medial"]["t2_voxels"] == values.size
+    assert rows["Medial"]["t2_mean_ms"] == pytest.approx(values.mean())
+    assert rows["All"]["t2_sd_ms"] == pytest.approx(
+        math.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1))
+    )
+    t2_ms = np.where(np.isnan(t2_ms), np.nan, 40.0)
     rows = {row["region"]: row for row in region_figures(regions, t2_ms)}
     assert rows["Lateral"]["voxels"] > 0 == rows["Lateral"]["t2_voxels"]
     assert math.isnan(rows["Lateral"]["t2_mean_ms"]) and rows["All"]["t2_mean_ms"] == 40

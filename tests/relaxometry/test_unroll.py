@@ -27,7 +27,15 @@ def same_voxels(one, other):
     """Everything that belongs to a voxel, sorted by place; the order of voxels follows the array."""
 
     def rows(each):
-        everything = [*each.places_mm, each.slices, each.bins, each.angles_degrees, each.radii_mm, each.is_deep]
+        everything = [
+            *each.places_mm,
+            each.slices,
+            each.bins,
+            each.angles_degrees,
+            each.radii_mm,
+            each.is_deep,
+            each.is_plate,
+        ]
         table = np.stack(everything, axis=1)
         return table[np.lexsort(table.T)]
 
@@ -64,6 +72,14 @@ def test_the_circle_has_the_smallest_sum_of_squares():
     ours = [found.posterior_mm, found.superior_mm, found.radius_mm]
     np.testing.assert_allclose(ours, other.x, atol=1e-4)
     assert cost(ours) <= other.fun + 1e-9
+
+
+def test_a_pixel_counts_once_however_many_slices_show_it(knee):
+    back = np.zeros_like(knee.mask)
+    back[15] = knee.mask[15]
+    uneven = back.copy()
+    uneven[16:20] = knee.mask[15] & (knee.radii_mm[15] > 27) & (knee.angles_degrees[15] > 60)
+    assert unroll(uneven, knee.spacing_mm, STRAIGHT).circle == unroll(back, knee.spacing_mm, STRAIGHT).circle
 
 
 def test_points_on_a_line_have_no_circle():
@@ -168,6 +184,8 @@ def test_the_order_of_axes_does_not_matter(knee, orientation, is_oblique):
     )
     assert one.circle == other.circle
     same_voxels(one, other)
+    thickness = [project(each, np.ones(each.mask_shape)).thickness_mm for each in (one, other)]
+    np.testing.assert_allclose(thickness[0], thickness[1])
     if is_oblique:  # angles are those within the plane of slices
         same_voxels(one, unrolled(knee))
 
@@ -241,3 +259,25 @@ def test_real_right_knee(real_data):
     assert 20 < found.circle.radius_mm < 35
     # the tibia lies below, in the middle of all angles
     assert -120 < found.angles_degrees.min() < -60 < 60 < found.angles_degrees.max() < 130
+
+
+@pytest.mark.parametrize("degrees", [10, -10])
+def test_real_knee_turned_on_its_grid(real_data, degrees):
+    image = sitk.ReadImage(str(next((real_data / "knee_dess_labels").glob("*.nrrd"))))[:, :, ::4]
+    cartilage = sitk.Cast(image == 1, sitk.sitkFloat32)
+    centre_mm = image.TransformContinuousIndexToPhysicalPoint([(size - 1) / 2 for size in image.GetSize()])
+    # around the axis across slices; what lies below moves to the back
+    normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
+    axis = (normal * np.sign(normal[0])).tolist()
+    turn = sitk.VersorRigid3DTransform()
+    turn.SetCenter(centre_mm)
+    turn.SetRotation(axis, math.radians(-degrees))  # resampling asks where a voxel comes from
+    turned = sitk.Resample(cartilage, image, turn, sitk.sitkLinear, 0.0)
+    spacing_mm, direction = spacing_zyx_mm(image), image.GetDirection()
+    straight, found = (
+        unroll(sitk.GetArrayFromImage(each) > 0.5, spacing_mm, direction) for each in (cartilage, turned)
+    )
+    assert found.circle.radius_mm == pytest.approx(straight.circle.radius_mm, abs=0.2)
+    assert np.mean(found.angles_degrees) - np.mean(straight.angles_degrees) == pytest.approx(degrees, abs=0.5)
+    shares = [np.quantile(each.angles_degrees, np.linspace(0.05, 0.95, 19)) for each in (straight, found)]
+    np.testing.assert_allclose(shares[1] - shares[0], degrees, atol=1.5)

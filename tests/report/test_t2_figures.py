@@ -49,7 +49,17 @@ def test_unrolled_map(knee, side, tmp_path):
         up = [ax.transData.transform(text.get_position())[1] for text in (lateral, medial)]
         assert up[0] > up[1]  # the lateral side is above
     save_figure(figure, tmp_path / "map.png")
-    change = unrolled_figure({"change": maps.mean - 27}, regions, "ms", signed=True)
+    clusters[6, 30] = 2
+    change = unrolled_figure({"change": maps.mean - 27}, regions, "ms", clusters=clusters, signed=True)
+    ax = next(ax for ax in change.axes if ax.images)
+    outlines = [lines for lines in ax.collections if lines.get_linewidth()[0] > 1]
+    boxes = []
+    for pair in zip(outlines[::2], outlines[1::2], strict=True):  # horizontal and vertical lines of a cluster
+        ends = np.concatenate([segment for lines in pair for segment in lines.get_segments()])
+        boxes.append([*ends.min(axis=0), *ends.max(axis=0)])
+        assert sum(len(lines.get_segments()) for lines in pair) == (10 if len(boxes) == 1 else 4)  # edges of bins
+    np.testing.assert_allclose(boxes, [[20, 2, 35, 4], [-30, 6, -25, 7]])
+    assert all(float(tick).is_integer() for tick in ax.get_yticks())
     low, high = next(ax for ax in change.axes if ax.images).images[0].get_clim()
     assert low == -high < 0
 
