@@ -168,7 +168,7 @@ def _add_mese(knee: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="knees made at a time (default: 1); one takes 0.5 GB, on the full grid 1 GB",
+        help="knees made at a time (default: 1); one takes 0.5 GB, on the full grid 1.2 GB",
     )
 
 

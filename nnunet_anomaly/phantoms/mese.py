@@ -1,13 +1,13 @@
 """One visit of the multi-echo phantom: the echoes of a sagittal multi-echo spin-echo series of a knee, and the truth.
 
 Anatomy is that of ``knee.py`` with a trochlea that is wider and higher on its lateral side. Every tissue has a T2 and
-a signal at echo time 0, chosen after a real series at 3 T with a repetition time of 2.5 s; femoral cartilage has T2 by
-place (``mese_knee``). What the echoes hold, from the knee to the file:
+a signal at echo time 0, which for fat, marrow, muscle and cartilage are about those of a real series at 3 T. Femoral
+cartilage has T2 by place (``mese_knee``). What the echoes hold, from the knee to the file:
 
 - Partial volume: tissues mix in signal, not in T2, in the plane and through it. A slice is 3 mm of the 3.5 mm to the
   next one, sampled at three depths.
 - Every echo is signal x exp(-TE / T2), but for the first one: stimulated echoes make it lower, by a factor of 0.86 to
-  0.94 drawn for every visit, as in real series. The later echoes decay exactly with T2; that stimulated echoes raise
+  0.94 drawn for every visit. The later echoes decay exactly with T2; that stimulated echoes raise
   them in real series is left out, so that the truth of T2 does not depend on a model of pulses.
 - The coil's smooth receive field, drawn for every visit, which does not change with the echo.
 - Rician noise: sigma is the signal of cartilage at echo time 0, where the receive field is 1, divided by ``snr``.
@@ -62,18 +62,18 @@ NEAR_MM = 5.0
 # signal at echo time 0 (proton density, with what T1 leaves of it) and T2 in ms
 TISSUES = {
     "air": (0.0, 30.0),
-    "fat": (1150.0, 130.0),
-    "skin": (600.0, 30.0),
-    "muscle": (720.0, 34.0),
-    "vessel": (160.0, 60.0),
-    "synovium": (880.0, 95.0),
-    "hoffa": (1000.0, 120.0),
-    "tendon": (170.0, 12.0),
-    "meniscus": (330.0, 14.0),
-    "fluid": (980.0, 400.0),
+    "fat": (2100.0, 130.0),
+    "skin": (900.0, 30.0),
+    "muscle": (760.0, 32.0),
+    "vessel": (250.0, 60.0),
+    "synovium": (1300.0, 95.0),
+    "hoffa": (1900.0, 125.0),
+    "tendon": (200.0, 12.0),
+    "meniscus": (400.0, 14.0),
+    "fluid": (1300.0, 400.0),
     "cartilage": (800.0, 42.0),
-    "cortex": (90.0, 6.0),
-    "marrow": (900.0, 115.0),
+    "cortex": (130.0, 6.0),
+    "marrow": (1550.0, 125.0),
 }
 CARTILAGE_S0 = TISSUES["cartilage"][0]
 

@@ -285,7 +285,7 @@ def draw_lesions(rng: np.random.Generator) -> tuple[FocalLesion, ...]:
 def posed_coordinates(shape: KneeShape, pose: Pose, axes_mm: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Knee coordinates of a grid on which the knee lies turned and shifted; else as ``anatomy.knee_coordinates``.
 
-    The smooth warp is evaluated at every 2.5 mm within slices and interpolated, which is exact to 0.01 mm.
+    The smooth warp is evaluated at every 2 mm within slices and interpolated, which is exact to 0.01 mm.
     """
     places = _turned(pose, axes_mm)
     coarse_axes, spreads = [np.asarray(axes_mm[0])], []
@@ -318,7 +318,7 @@ def _turned(pose: Pose, axes_mm: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def _coarse(axis_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A coarser axis of the same extent, and the matrix (fine, coarse) that interpolates linearly from it."""
-    count = max(2, int(np.ceil(np.ptp(axis_mm) / 2.5)) + 1)
+    count = max(2, int(np.ceil(np.ptp(axis_mm) / 2.0)) + 1)
     position = np.linspace(0.0, count - 1.0, len(axis_mm))
     weights = np.maximum(1.0 - np.abs(position[:, None] - np.arange(count)), 0.0)
     return np.linspace(axis_mm[0], axis_mm[-1], count), weights

@@ -117,3 +117,16 @@ def test_smooth_noise_is_standardised_and_correlated_in_mm():
     expected = np.exp(-16 / 36)
     assert np.corrcoef(noise[:-2].ravel(), noise[2:].ravel())[0, 1] == pytest.approx(expected, abs=0.06)
     assert np.corrcoef(noise[:, :-4].ravel(), noise[:, 4:].ravel())[0, 1] == pytest.approx(expected, abs=0.06)
+
+
+def test_surface_ramp_knows_slices_that_are_not_evenly_spaced():
+    """A tilted plane, sampled at three depths of slices with gaps between them."""
+    slices_mm = (np.arange(5)[:, None] * 3.5 + np.array([-1.0, 0.0, 1.0])).ravel()
+    axes_mm = [slices_mm, np.arange(12) * 0.6, np.arange(10) * 0.6]
+    normal = np.array([0.6, 0.64, 0.48])
+    distance = sum(n * axis for n, axis in zip(normal, np.ix_(*axes_mm), strict=True))
+    spacing_mm = (1.0, 0.6, 0.6)
+    slope, reach_mm = surface_ramp(distance, spacing_mm, axes_mm)
+    np.testing.assert_allclose(slope, 1, rtol=1e-6)
+    np.testing.assert_allclose(reach_mm, np.linalg.norm(normal * spacing_mm), rtol=1e-6)
+    assert np.ptp(surface_ramp(distance, spacing_mm)[0]) > 0.1  # as if they were even
