@@ -174,15 +174,16 @@ def residual_sigma(signals: Tensor, times: Tensor, rate_bounds: tuple[float, flo
     Returns:
         Sigma in the unit of the signals; at least a millionth of the median of the voxels' strongest echoes.
     """
+    unit = float(signals.amax(0).median())
+    signals = signals / unit
     peak, expected = signals.amax(0), 2 * float(special.gammaincinv((len(times) - _UNKNOWNS) / 2, 0.5))
     nothing = torch.zeros_like(peak)
     residual = fit_decay(signals / peak, times, rate_bounds, nothing, nothing).residual * peak.square()
-    smallest = SMALLEST_SIGMA * float(peak.median())
-    sigma = max(math.sqrt(float(residual.median()) / expected), smallest)
+    sigma = max(math.sqrt(float(residual.median()) / expected), SMALLEST_SIGMA)
     for _ in range(_MOST_ESTIMATES):
         surplus = fit_rician_decay(signals / sigma, times, rate_bounds).surplus
         factor = math.sqrt(max(float(surplus.median()), 0.0) / expected)
-        sigma = max(sigma * factor, smallest)
-        if abs(factor - 1) < _ESTIMATE_TOLERANCE or sigma == smallest:
+        sigma = max(sigma * factor, SMALLEST_SIGMA)
+        if abs(factor - 1) < _ESTIMATE_TOLERANCE or sigma == SMALLEST_SIGMA:
             break
-    return sigma
+    return sigma * unit
