@@ -64,6 +64,19 @@ def test_the_fit_has_the_highest_likelihood_that_scipy_finds():
         assert ours[1] == pytest.approx(theirs.x[1], rel=1e-4)
 
 
+def test_weak_signals_are_not_held_in_the_lower_of_two_maxima():
+    rng = np.random.default_rng(0)
+    rates = rng.uniform(0.15, 10, 1500)
+    signals = noise((6, 1500), 1.0, rng.uniform(1, 3, 1500) * np.exp(-rates * TIMES.numpy()[:, None]))
+    signals = torch.from_numpy(signals[:, (TIMES - 0.5).numpy() @ signals < 0])
+    found = fit_rician_decay(signals, TIMES, (0.05, 50.0))
+    ours, _ = _likelihood(signals, TIMES, POWERS, torch.stack([found.amplitude.clamp(min=1e-3).log(), found.rate]))
+    points = torch.cartesian_prod(torch.linspace(-3, 3, 40), torch.logspace(-1.3, 1.69, 40)).double()
+    columns = (point[:, None].expand(2, signals.shape[1]) for point in points)
+    grid = torch.stack([_likelihood(signals, TIMES, POWERS, column)[0] for column in columns])
+    assert float((ours < grid.amax(0) - 1e-5).double().mean()) < 0.003  # 0.01 from one start
+
+
 def test_weak_and_very_strong_signals_converge():
     rng = np.random.default_rng(0)
     strength = np.exp(rng.uniform(-2, 13, 3000))

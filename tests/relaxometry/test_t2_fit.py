@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError, SettingsError
-from nnunet_anomaly.relaxometry import rician, variable_projection
+from nnunet_anomaly.relaxometry import rician, t2_fit, variable_projection
 from nnunet_anomaly.relaxometry.noise import cramer_rao_bound_ms
 from nnunet_anomaly.relaxometry.t2_fit import UNKNOWNS, Quality, fit_t2
 
@@ -268,6 +268,14 @@ def test_negative_echoes_are_numbers_to_least_squares_and_weigh_nothing_in_logar
     np.testing.assert_allclose(fit_t2(signals, ECHO_TIMES_MS, model="log_linear").t2_ms, 15.0)
 
 
+def test_echoes_without_a_logarithm_count_for_nothing_in_the_standard_error():
+    signals = magnitudes(decays(np.linspace(15, 40, 20)), 10.0)
+    complete = fit_t2(signals[:5], ECHO_TIMES_MS[:5], model="log_linear")
+    signals[5:] = [[0.0], [-3.0]]
+    found = fit_t2(signals, ECHO_TIMES_MS, model="log_linear")
+    np.testing.assert_allclose(found.standard_error_ms, complete.standard_error_ms, rtol=1e-9)
+
+
 def test_one_positive_echo_has_no_logarithmic_line():
     signals = np.zeros((7, 1))
     signals[1] = 5.0
@@ -351,6 +359,27 @@ def test_maximum_likelihood_is_hardly_biased_and_nearly_as_good_as_can_be(t2_ms,
     bound_ms = cramer_rao_bound_ms(t2_ms, s0_over_sigma, ECHO_TIMES_MS[1:])
     assert abs(bias_ms) < 0.02 * t2_ms
     assert spread_ms < 1.15 * bound_ms
+
+
+def test_maximum_likelihood_without_noise_is_least_squares():
+    signals = magnitudes(decays(np.linspace(25, 70, 50)), 5.0)
+    found = fit_t2(signals, ECHO_TIMES_MS, model="rician", sigma=1e-300)
+    np.testing.assert_allclose(found.t2_ms, fit_t2(signals, ECHO_TIMES_MS, model="mono").t2_ms, rtol=1e-6)
+
+
+def test_sigma_is_estimated_from_a_limited_number_of_voxels(monkeypatch):
+    seen = []
+    monkeypatch.setattr(t2_fit, "residual_sigma", lambda signals, *_: seen.append(signals.shape[1]) or 1.0)
+    for count in (6000, 15_000, 45_000):
+        fit_t2(decays(np.full(count, 40.0)), ECHO_TIMES_MS, model="rician")
+    assert seen[0] == 6000 and 5000 <= min(seen) and max(seen) <= 10_000
+
+
+@pytest.mark.parametrize(("s0_over_sigma", "most"), [(10, 0.08), (20, 0.03), (50, 0.03)])
+def test_sigma_of_weak_signals_is_found_but_for_a_little(s0_over_sigma, most):
+    signals = magnitudes(decays(np.random.default_rng(1).uniform(25, 70, 10_000)), 1000 / s0_over_sigma)
+    found = fit_t2(signals, ECHO_TIMES_MS, model="rician")
+    assert found.sigma == pytest.approx(1000 / s0_over_sigma, rel=most)
 
 
 def test_vessels_and_fluid_in_the_mask_do_not_raise_sigma():
