@@ -1,4 +1,4 @@
-"""Inputs of ``numeric_core.py``, made from a seed: a knee, a pelvis and an anomaly map on the grids of the papers."""
+"""Inputs of ``numeric_core.py``, made from a seed: a knee, a pelvis, an anomaly map and T2 decays, as in the papers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ HIP_MM, HIP_SHAPE = (0.78, 0.78, 0.78), (415, 244, 266)
 BRAIN_SHAPE = (191, 158, 163)
 LABELS, HIP_LABELS, HIP_PAIRS = (1, 2, 3, 4), (1, 2, 3, 4, 5), ((1, 2), (3, 4))
 SEED = 20221
+S0, ECHO_TIMES_MS, T2_VOXELS = 1000.0, np.arange(10.0, 71.0, 10.0), 30_000
 
 
 def smooth_field(shape: tuple[int, ...], rng: np.random.Generator, cells: int) -> np.ndarray:
@@ -86,6 +87,12 @@ def lesions(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarra
     return rng.gamma(2, 1, shape).astype(np.float32) + np.float32(1.5) * mask, mask
 
 
+def magnitudes(t2_ms: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """Multi-echo signals (echoes, voxels) with Rician noise."""
+    clean = S0 * np.exp(-ECHO_TIMES_MS[:, None] / t2_ms)
+    return np.hypot(clean + rng.normal(0, sigma, clean.shape), rng.normal(0, sigma, clean.shape))
+
+
 def make_inputs(folder: Path, size: float) -> None:
     """Write every input once, so that each process maps the same files."""
     rng = np.random.default_rng(SEED)
@@ -104,6 +111,7 @@ def make_inputs(folder: Path, size: float) -> None:
         "scores": scores,
         "lesion": lesion,
         "bone": np.pad(reference[box] == 1, margins),
+        "t2 signals": magnitudes(rng.uniform(25, 70, max(2000, int(T2_VOXELS * size))), S0 / 100, rng),
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)

@@ -22,7 +22,7 @@ class Quality(IntEnum):
     NOT_FITTED = 0  # outside the mask
     CONVERGED = 1
     AT_BOUND = 2  # T2 is one of its bounds
-    NOT_CONVERGED = 3
+    NOT_CONVERGED = 3  # or its numbers went beyond those of float64
     NOT_DECAYING = 4  # the line through its echoes does not fall: constant or rising
     NO_SIGNAL = 5  # no echo above 0; for log_linear fewer than two; for rician most likely noise alone
     INVALID = 6  # an echo is NaN or infinite; for rician also negative
@@ -30,14 +30,20 @@ class Quality(IntEnum):
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What is the same for all voxels; times are shifted and scaled to go from 0 to 1, rates are in their unit."""
+    """What is the same for all voxels; times are shifted and scaled to go from 0 to 1."""
 
     model: str
     times: Tensor
     first_ms: float
     span_ms: float
-    rate_bounds: tuple[float, float]
+    t2_bounds_ms: tuple[float, float]
     offset_bounds: tuple[float, float]
+
+    @property
+    def rate_bounds(self) -> tuple[float, float]:
+        """Lowest and highest rate, in the unit of the times."""
+        low_ms, high_ms = self.t2_bounds_ms
+        return self.span_ms / high_ms, self.span_ms / low_ms
 
 
 def fit_signals(signals: Tensor, sigma: Tensor | None, settings: FitSettings) -> list[Tensor]:
@@ -53,19 +59,21 @@ def fit_signals(signals: Tensor, sigma: Tensor | None, settings: FitSettings) ->
     signals = signals[:, index]
     peak = signals.amax(0)
     fitted = _FITS[settings.model](signals / peak, peak, None if sigma is None else sigma[index] / peak, settings)
-    found = fitted.converged & (fitted.amplitude > 0)
-    good, rate = found & ~fitted.at_bound, fitted.rate
-    quality[index[found & fitted.at_bound]] = Quality.AT_BOUND
-    quality[index[~fitted.converged]] = Quality.NOT_CONVERGED
+    rate, span_ms, (shortest_ms, longest_ms) = fitted.rate, settings.span_ms, settings.t2_bounds_ms
+    # bounds are kept exactly, whatever was rounded on the way
+    slow = rate < span_ms / (shortest_ms * longest_ms) ** 0.5
+    at_bound_ms = torch.where(slow, torch.full_like(rate, longest_ms), shortest_ms)
+    t2_ms = torch.where(fitted.at_bound, at_bound_ms, span_ms / rate)
+    offset = (fitted.offset * peak).clamp(*settings.offset_bounds)
+    s0 = fitted.amplitude * peak * torch.exp(settings.first_ms / span_ms * rate)
+    values = torch.stack([t2_ms, s0, offset, fitted.variance.sqrt() * span_ms / rate.square()])
+    found = fitted.converged & (fitted.amplitude > 0) & values[:3].isfinite().all(0)
+    quality[index[~found]] = Quality.NOT_CONVERGED
     quality[index[fitted.amplitude <= 0]] = Quality.NO_SIGNAL
-    values = [
-        torch.where(found, settings.span_ms / rate, torch.nan),
-        torch.where(found, fitted.amplitude * peak * torch.exp(settings.first_ms / settings.span_ms * rate), torch.nan),
-        torch.where(found, fitted.offset * peak, torch.nan),
-        torch.where(good, fitted.variance.sqrt() * settings.span_ms / rate.square(), torch.nan),
-    ]
+    quality[index[found & fitted.at_bound]] = Quality.AT_BOUND
+    values[:, ~found], values[3, fitted.at_bound] = torch.nan, torch.nan
     columns = torch.full((4, len(quality)), torch.nan, dtype=torch.float64, device=quality.device)
-    columns[:, index] = torch.stack(values)
+    columns[:, index] = values
     return [*columns, quality]
 
 
@@ -96,7 +104,7 @@ class _Fitted:
 
 
 def _fit_least_squares(signals: Tensor, peak: Tensor, sigma: Tensor | None, settings: FitSettings) -> _Fitted:
-    lower, upper = (bound / peak for bound in settings.offset_bounds)
+    lower, upper = (torch.full_like(peak, bound) / peak for bound in settings.offset_bounds)
     found = fit_decay(signals, settings.times, settings.rate_bounds, lower, upper)
     variance = _noise_variance(found.residual, len(signals) - found.parameters, sigma) / found.information
     return _Fitted(found.rate, found.amplitude, found.offset, variance, found.at_bound, found.converged)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from nnunet_anomaly.errors import GeometryError, InputError
+from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 
 # Mean over root mean square of the Rayleigh distribution.
 _RAYLEIGH_RATIO = math.sqrt(math.pi) / 2
@@ -37,21 +37,25 @@ def background_sigma(image: np.ndarray, background: np.ndarray) -> float:
 
     Raises:
         GeometryError: shapes differ.
+        LabelError: a mask that is neither bool nor integers.
         InputError: fewer than 100 voxels, values that are negative or not finite, more than 5 % zeros (the scanner has
             blanked the background), or voxels that are not Rayleigh distributed: their mean over their root mean square
             is more than 5 % from 0.886 (anatomy, ghosts, several coils, a filter).
     """
     if np.shape(image) != np.shape(background):
         raise GeometryError(f"The image has shape {np.shape(image)}, the background {np.shape(background)}.")
-    values = np.asarray(image)[np.asarray(background) != 0].astype(np.float64)
+    background = np.asarray(background)
+    if background.dtype.kind not in "biu":
+        raise LabelError(f"A background mask of type {background.dtype} is neither bool nor integers.")
+    values = np.asarray(image)[background != 0].astype(np.float64)
     if values.size < _FEWEST_VOXELS:
         raise InputError(f"The background has {values.size} voxels; its noise needs at least {_FEWEST_VOXELS}.")
     if not np.isfinite(values).all() or values.min() < 0:
         raise InputError("The background holds NaN, infinity or negative values; it must hold magnitudes.")
     if np.mean(values == 0) > _MOST_ZEROS:
         raise InputError(
-            f"{np.mean(values == 0):.0%} of the background is 0: the scanner has blanked it, and it says nothing about "
-            "noise. Take sigma from the residuals instead (sigma=None)."
+            f"{np.mean(values == 0):.0%} of the background is 0: the scanner has blanked it, or its integers are too "
+            "coarse for noise. Take sigma from the residuals instead (sigma=None)."
         )
     root_mean_square = math.sqrt(float(np.mean(values**2)))
     ratio = float(values.mean()) / root_mean_square
@@ -101,7 +105,7 @@ def cramer_rao_bound_ms(
             ``"offset"`` (a constant besides).
 
     Returns:
-        float64 array of the common shape, in ms.
+        float64 array of the common shape, in ms; infinite where the echoes say nothing about T2, as without signal.
 
     Raises:
         InputError: another model, or fewer echoes than unknowns.
@@ -118,4 +122,6 @@ def cramer_rao_bound_ms(
     jacobian = np.stack(columns, axis=-1)
     weights = rice_information(strength * decay) if model == "rician" else np.ones_like(decay)
     information = np.swapaxes(jacobian, -1, -2) @ (weights[..., None] * jacobian)
-    return np.sqrt(np.linalg.inv(information)[..., 1, 1])
+    nothing = np.linalg.det(information) <= 0
+    information[nothing] = np.eye(unknowns)
+    return np.where(nothing, np.inf, np.sqrt(np.linalg.inv(information)[..., 1, 1]))

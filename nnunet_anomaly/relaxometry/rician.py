@@ -22,6 +22,9 @@ _UNKNOWNS = 2
 _MOST_STEPS = 100
 _MOST_ESTIMATES = 50
 _ESTIMATE_TOLERANCE = 1e-5
+# Rates that a fit may start from, per span of the echoes, and the least squared amplitude there.
+_START_RATES = (0.2, 1.0, 3.0)
+_LEAST_START = 0.1
 # The last step, in the logarithm of the amplitude and as a share of the rate.
 _TOLERANCE = 1e-8
 # Logarithm of the amplitude below which a voxel is most likely without signal, and is followed no further.
@@ -66,7 +69,7 @@ def fit_rician_decay(signals: Tensor, times: Tensor, rate_bounds: tuple[float, f
         rate_bounds: lowest and highest rate, above 0.
     """
     powers = torch.stack([torch.ones_like(times), times, times.square()])
-    point = _start(signals, times, rate_bounds)
+    point = _start(signals, times, powers, rate_bounds)
     value, sums = _likelihood(signals, times, powers, point)
     step = _step(point, sums, rate_bounds)
     result, converged = point.clone(), torch.zeros_like(value, dtype=torch.bool)
@@ -92,15 +95,27 @@ def fit_rician_decay(signals: Tensor, times: Tensor, rate_bounds: tuple[float, f
     return _result(signals, times, powers, result, rate_bounds, converged)
 
 
-def _start(signals: Tensor, times: Tensor, rate_bounds: tuple[float, float]) -> Tensor:
-    """Log amplitude and rate (2, n): squares are on average 2 above those of the signal, which decay twice as fast."""
+def _start(signals: Tensor, times: Tensor, powers: Tensor, rate_bounds: tuple[float, float]) -> Tensor:
+    """Log amplitude and rate (2, n): squares are on average 2 above those of the signal, which decay twice as fast.
+
+    Where the signal is weak, a likelihood can have two maxima, and the fit to squares lie near the lower one. So the
+    most likely of that fit and of a few rates is taken.
+    """
     squares = signals.square() - 2
     scale = squares.abs().amax(0)
     nothing = torch.zeros_like(scale)
     found = fit_decay(squares / scale, times, (2 * rate_bounds[0], 2 * rate_bounds[1]), nothing, nothing)
     # where nothing is above noise, begin with a signal as strong as noise
     power = torch.where(found.amplitude > 0, found.amplitude * scale, torch.ones_like(scale))
-    return torch.stack([power.log() / 2, (found.rate / 2).clamp(*rate_bounds)])
+    best = torch.stack([power.log() / 2, (found.rate / 2).clamp(*rate_bounds)])
+    value, _ = _likelihood(signals, times, powers, best)
+    for rate in (min(max(each, rate_bounds[0]), rate_bounds[1]) for each in _START_RATES):
+        decay = torch.exp(-2 * rate * times)
+        power = (decay @ squares / decay.square().sum()).clamp(min=_LEAST_START)
+        other = torch.stack([power.log() / 2, torch.full_like(power, rate)])
+        other_value, _ = _likelihood(signals, times, powers, other)
+        best, value = torch.where(other_value > value, other, best), torch.maximum(other_value, value)
+    return best
 
 
 def _likelihood(signals: Tensor, times: Tensor, powers: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,15 +189,16 @@ def residual_sigma(signals: Tensor, times: Tensor, rate_bounds: tuple[float, flo
     Returns:
         Sigma in the unit of the signals; at least a millionth of the median of the voxels' strongest echoes.
     """
+    unit = float(signals.amax(0).median())
+    signals = signals / unit
     peak, expected = signals.amax(0), 2 * float(special.gammaincinv((len(times) - _UNKNOWNS) / 2, 0.5))
     nothing = torch.zeros_like(peak)
     residual = fit_decay(signals / peak, times, rate_bounds, nothing, nothing).residual * peak.square()
-    smallest = SMALLEST_SIGMA * float(peak.median())
-    sigma = max(math.sqrt(float(residual.median()) / expected), smallest)
+    sigma = max(math.sqrt(float(residual.median()) / expected), SMALLEST_SIGMA)
     for _ in range(_MOST_ESTIMATES):
         surplus = fit_rician_decay(signals / sigma, times, rate_bounds).surplus
         factor = math.sqrt(max(float(surplus.median()), 0.0) / expected)
-        sigma = max(sigma * factor, smallest)
-        if abs(factor - 1) < _ESTIMATE_TOLERANCE or sigma == smallest:
+        sigma = max(sigma * factor, SMALLEST_SIGMA)
+        if abs(factor - 1) < _ESTIMATE_TOLERANCE or sigma == SMALLEST_SIGMA:
             break
-    return sigma
+    return sigma * unit

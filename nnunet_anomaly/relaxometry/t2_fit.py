@@ -114,7 +114,7 @@ def fit_t2(
         times=torch.from_numpy((times_ms - times_ms[0]) / span_ms).to(device),
         first_ms=float(times_ms[0]),
         span_ms=span_ms,
-        rate_bounds=(span_ms / t2_bounds_ms[1], span_ms / t2_bounds_ms[0]),
+        t2_bounds_ms=t2_bounds_ms,
         offset_bounds=offset_bounds if model == "offset" else (0.0, 0.0),
     )
     if sigma is not None:
@@ -212,7 +212,7 @@ def _estimated_sigma(voxels: np.ndarray, settings: FitSettings) -> float:
         raise InputError(f"{len(settings.times)} echoes leave nothing to estimate sigma from; give it.")
     signals = torch.from_numpy(voxels.astype(np.float64)).to(settings.times.device)
     usable = torch.nonzero(judge(signals, settings) == Quality.CONVERGED)[:, 0]
-    signals = signals[:, usable[:: max(1, len(usable) // _MOST_FOR_SIGMA)]]
+    signals = signals[:, usable[:: max(1, math.ceil(len(usable) / _MOST_FOR_SIGMA))]]
     return residual_sigma(signals, settings.times, settings.rate_bounds) if len(usable) else math.nan
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import integrate, optimize, stats
 
-from nnunet_anomaly.errors import GeometryError, InputError
+from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.relaxometry.noise import background_sigma, cramer_rao_bound_ms, rice_information
 from nnunet_anomaly.relaxometry.rician import _likelihood, fit_rician_decay
 
@@ -64,6 +64,19 @@ def test_the_fit_has_the_highest_likelihood_that_scipy_finds():
         assert ours[1] == pytest.approx(theirs.x[1], rel=1e-4)
 
 
+def test_weak_signals_are_not_held_in_the_lower_of_two_maxima():
+    rng = np.random.default_rng(0)
+    rates = rng.uniform(0.15, 10, 1500)
+    signals = noise((6, 1500), 1.0, rng.uniform(1, 3, 1500) * np.exp(-rates * TIMES.numpy()[:, None]))
+    signals = torch.from_numpy(signals[:, (TIMES - 0.5).numpy() @ signals < 0])
+    found = fit_rician_decay(signals, TIMES, (0.05, 50.0))
+    ours, _ = _likelihood(signals, TIMES, POWERS, torch.stack([found.amplitude.clamp(min=1e-3).log(), found.rate]))
+    points = torch.cartesian_prod(torch.linspace(-3, 3, 40), torch.logspace(-1.3, 1.69, 40)).double()
+    columns = (point[:, None].expand(2, signals.shape[1]) for point in points)
+    grid = torch.stack([_likelihood(signals, TIMES, POWERS, column)[0] for column in columns])
+    assert float((ours < grid.amax(0) - 1e-5).double().mean()) < 0.003  # 0.01 from one start
+
+
 def test_weak_and_very_strong_signals_converge():
     rng = np.random.default_rng(0)
     strength = np.exp(rng.uniform(-2, 13, 3000))
@@ -120,6 +133,13 @@ def test_bounds_of_many_voxels_and_their_order():
         cramer_rao_bound_ms(40, 50, ECHO_TIMES_MS, model="log_linear")
 
 
+@pytest.mark.parametrize("model", ["mono", "offset", "rician"])
+def test_what_says_nothing_about_t2_has_no_bound(model):
+    bounds = cramer_rao_bound_ms(np.array([40.0, 0.5, 1e-3, 40.0]), [0.0, 50.0, 50.0, 50.0], ECHO_TIMES_MS, model=model)
+    expected = cramer_rao_bound_ms(40.0, 50.0, ECHO_TIMES_MS, model=model)
+    assert bounds[0] == bounds[2] == np.inf and bounds[1] > 1e6 and bounds[3] == expected
+
+
 def test_sigma_of_a_background_of_noise():
     image = noise((40, 60), 7.0)
     air = np.zeros(image.shape, np.uint8)
@@ -130,7 +150,7 @@ def test_sigma_of_a_background_of_noise():
 
 def test_backgrounds_that_are_not_noise_are_refused():
     everywhere = np.ones((40, 60), bool)
-    with pytest.raises(InputError, match="is 0: the scanner has blanked it"):
+    with pytest.raises(InputError, match="is 0: the scanner has blanked it, or its integers"):
         background_sigma(noise((40, 60), 7.0) * (np.arange(60) > 10), everywhere)
     with pytest.raises(InputError, match="not noise of one coil"):
         background_sigma(noise((40, 60), 7.0) + 500 * (np.arange(60) > 50), everywhere)
@@ -142,3 +162,5 @@ def test_backgrounds_that_are_not_noise_are_refused():
         background_sigma(noise((40, 60), 7.0), ~everywhere)
     with pytest.raises(GeometryError, match="shape"):
         background_sigma(noise((40, 60), 7.0), everywhere[1:])
+    with pytest.raises(LabelError, match="float64"):  # NaN is not 0
+        background_sigma(noise((40, 60), 7.0), np.where(everywhere, np.nan, 0.0))

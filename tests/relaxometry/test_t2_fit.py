@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
 from nnunet_anomaly.errors import GeometryError, InputError, LabelError, SettingsError
+from nnunet_anomaly.relaxometry import rician, t2_fit, variable_projection
 from nnunet_anomaly.relaxometry.noise import cramer_rao_bound_ms
 from nnunet_anomaly.relaxometry.t2_fit import UNKNOWNS, Quality, fit_t2
 
@@ -104,6 +105,79 @@ def test_a_factor_scales_s0_and_offset_alone(factor, model, seed):
 
 
 @each_model
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_very_small_and_very_large_signals_are_no_other(factor, model):
+    signals = magnitudes(decays(np.linspace(25, 70, 20)), 15.0)
+    ours, scaled = (fit_t2(each, ECHO_TIMES_MS, model=model) for each in (signals, factor * signals))
+    np.testing.assert_array_equal(ours.quality, scaled.quality)
+    np.testing.assert_allclose(scaled.t2_ms, ours.t2_ms, rtol=1e-6)
+
+
+@each_model
+@pytest.mark.parametrize("exponents", [(-300, 300), (-323, -308), (307, 308)])
+def test_no_voxel_counts_as_fitted_without_numbers(exponents, model):
+    signals = 10 ** np.random.default_rng(0).uniform(*exponents, (7, 3000))
+    signals = -np.sort(-signals, axis=0)
+    found = fit_t2(signals, ECHO_TIMES_MS, model=model, sigma=1.0)
+    fitted = np.isin(found.quality, (Quality.CONVERGED, Quality.AT_BOUND))
+    for values in (found.t2_ms, found.s0, found.offset):
+        np.testing.assert_array_equal(np.isfinite(values), fitted)
+
+
+def test_what_lies_at_a_bound_lies_there_exactly():
+    rng = np.random.default_rng(0)
+    signals = magnitudes(decays(np.resize([2.0, 40.0, 900.0], 600), rng.uniform(100, 1000, 600)), 5.0)
+    found = fit_t2(signals, ECHO_TIMES_MS, t2_bounds_ms=(3.3, 71.7), offset_bounds=(7.3, 21.7))
+    at_bound = found.quality == Quality.AT_BOUND
+    assert set(found.t2_ms[at_bound]) == {3.3, 71.7}
+    assert np.nanmin(found.offset) == 7.3 and np.nanmax(found.offset) == 21.7
+
+
+@pytest.mark.parametrize("model", ["offset", "mono", "rician"])
+def test_what_has_not_converged_says_so(model, monkeypatch):
+    signals = magnitudes(decays(np.linspace(25, 70, 200)), 15.0)
+    complete = fit_t2(signals, ECHO_TIMES_MS, model=model, sigma=15.0)
+    monkeypatch.setattr(rician if model == "rician" else variable_projection, "_MOST_STEPS", 3)
+    found = fit_t2(signals, ECHO_TIMES_MS, model=model, sigma=15.0)
+    missed = found.quality == Quality.NOT_CONVERGED
+    assert missed.sum() > 20
+    for name in ("t2_ms", "s0", "offset", "standard_error_ms"):
+        assert np.isnan(getattr(found, name)[missed]).all()
+    np.testing.assert_allclose(found.t2_ms[~missed], complete.t2_ms[~missed], rtol=1e-6)
+
+
+def test_by_default_the_offset_is_not_negative():
+    found = fit_t2(magnitudes(decays(np.full(500, 60.0)), 15.0), ECHO_TIMES_MS)
+    assert np.nanmin(found.offset) == 0 and (found.offset > 0).any()
+
+
+@each_model
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda stack: np.asfortranarray(stack),
+        lambda stack: stack[:, ::-1, :, ::-1][:, ::-1, :, ::-1],
+        lambda stack: np.repeat(stack, 2, axis=3)[..., ::2],
+        lambda stack: stack.astype(">f8"),
+        lambda stack: stack.astype(np.float32),
+        lambda stack: stack.astype(np.uint16),
+        lambda stack: stack.astype(np.int64),
+    ],
+    ids=["Fortran", "turned", "every second", "big-endian", "float32", "uint16", "int64"],
+)
+def test_the_layout_and_type_of_signals_do_not_matter(changed, model):
+    stack = np.clip(magnitudes(decays(np.linspace(25, 70, 24), 90_000.0), 500.0), 0, 65535).round()
+    stack = stack.reshape(7, 2, 3, 4)
+    other = changed(stack)
+    other.flags.writeable = False
+    mask = np.ones((2, 3, 4), bool)
+    for where in (None, mask):
+        ours, theirs = (fit_t2(each, ECHO_TIMES_MS, mask=where, model=model) for each in (stack, other))
+        np.testing.assert_array_equal(ours.quality, theirs.quality)
+        np.testing.assert_allclose(theirs.t2_ms, ours.t2_ms, rtol=1e-9)
+
+
+@each_model
 def test_echoes_may_come_in_descending_order(model):
     signals = magnitudes(decays(np.linspace(25, 70, 20)), 15.0)
     ours, turned = (fit_t2(signals[::way], ECHO_TIMES_MS[::way], model=model) for way in (1, -1))
@@ -194,6 +268,14 @@ def test_negative_echoes_are_numbers_to_least_squares_and_weigh_nothing_in_logar
     np.testing.assert_allclose(fit_t2(signals, ECHO_TIMES_MS, model="log_linear").t2_ms, 15.0)
 
 
+def test_echoes_without_a_logarithm_count_for_nothing_in_the_standard_error():
+    signals = magnitudes(decays(np.linspace(15, 40, 20)), 10.0)
+    complete = fit_t2(signals[:5], ECHO_TIMES_MS[:5], model="log_linear")
+    signals[5:] = [[0.0], [-3.0]]
+    found = fit_t2(signals, ECHO_TIMES_MS, model="log_linear")
+    np.testing.assert_allclose(found.standard_error_ms, complete.standard_error_ms, rtol=1e-9)
+
+
 def test_one_positive_echo_has_no_logarithmic_line():
     signals = np.zeros((7, 1))
     signals[1] = 5.0
@@ -277,6 +359,27 @@ def test_maximum_likelihood_is_hardly_biased_and_nearly_as_good_as_can_be(t2_ms,
     bound_ms = cramer_rao_bound_ms(t2_ms, s0_over_sigma, ECHO_TIMES_MS[1:])
     assert abs(bias_ms) < 0.02 * t2_ms
     assert spread_ms < 1.15 * bound_ms
+
+
+def test_maximum_likelihood_without_noise_is_least_squares():
+    signals = magnitudes(decays(np.linspace(25, 70, 50)), 5.0)
+    found = fit_t2(signals, ECHO_TIMES_MS, model="rician", sigma=1e-300)
+    np.testing.assert_allclose(found.t2_ms, fit_t2(signals, ECHO_TIMES_MS, model="mono").t2_ms, rtol=1e-6)
+
+
+def test_sigma_is_estimated_from_a_limited_number_of_voxels(monkeypatch):
+    seen = []
+    monkeypatch.setattr(t2_fit, "residual_sigma", lambda signals, *_: seen.append(signals.shape[1]) or 1.0)
+    for count in (6000, 15_000, 45_000):
+        fit_t2(decays(np.full(count, 40.0)), ECHO_TIMES_MS, model="rician")
+    assert seen[0] == 6000 and 5000 <= min(seen) and max(seen) <= 10_000
+
+
+@pytest.mark.parametrize(("s0_over_sigma", "most"), [(10, 0.08), (20, 0.03), (50, 0.03)])
+def test_sigma_of_weak_signals_is_found_but_for_a_little(s0_over_sigma, most):
+    signals = magnitudes(decays(np.random.default_rng(1).uniform(25, 70, 10_000)), 1000 / s0_over_sigma)
+    found = fit_t2(signals, ECHO_TIMES_MS, model="rician")
+    assert found.sigma == pytest.approx(1000 / s0_over_sigma, rel=most)
 
 
 def test_vessels_and_fluid_in_the_mask_do_not_raise_sigma():

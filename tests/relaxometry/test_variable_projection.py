@@ -91,9 +91,23 @@ def test_no_rate_of_a_fine_grid_is_better(seed, bounds, noise):
     cost, slope, _ = profile.derivatives(found.rate)
     others = torch.logspace(math.log10(0.05), math.log10(50), 200, dtype=torch.float64)
     costs = torch.stack([profile.derivatives(rate.expand(signals.shape[1]))[0] for rate in others])
-    assert (cost <= costs.amin(0) + 1e-9).all()
+    assert (cost <= 1.05 * costs.amin(0) + 1e-9).all()  # of two minima that are nearly as low, it may be the higher
     np.testing.assert_allclose(cost, found.residual / 2, atol=1e-9)
     assert (slope[~found.at_bound].abs() < 1e-6).all()
+
+
+@each_bounds
+def test_of_two_minima_the_lower_one_is_found_but_for_a_few_voxels(bounds):
+    signals = noisy(20_000, noise=0.5)  # hardly more than noise: there, many have two
+    signals = signals[:, (TIMES - TIMES.mean()) @ signals < -1e-2]
+    profile = profile_of(signals, bounds)
+    found = fit_decay(signals, TIMES, (0.05, 50.0), profile.lower, profile.upper)
+    assert found.converged.all()
+    rates = torch.logspace(math.log10(0.05), math.log10(50), 100, dtype=torch.float64)
+    lowest = torch.stack([profile.derivatives(rate.expand(signals.shape[1]))[0] for rate in rates]).amin(0)
+    excess = found.residual / 2 / lowest - 1
+    assert float((excess > 1e-6).double().mean()) < 0.005
+    assert float(excess.max()) < 0.1
 
 
 @each_bounds
