@@ -10,7 +10,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
+from torch import distributed, nn
 
 from nnunet_anomaly.architectures.shown_channel import ShownChannel
 from nnunet_anomaly.dataset_roles import channel_names
@@ -87,6 +87,21 @@ class nnUNetTrainerMESE(OwnLoader, SegmentationTrainer):
                 f"{plans.dataset_name} -p {plans.plans_name} --set mese.echo_probabilities=[{example}]"
             )
         check_prediction_echo(self.settings, channels)
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """As nnU-Net.
+
+        Raises:
+            SettingsError: several GPUs would have unequal shares of a batch, which nnU-Net's Dice of the batch cannot
+                put together.
+        """
+        size, gpus = self.configuration_manager.batch_size, distributed.get_world_size() if self.is_ddp else 1
+        if size % gpus:
+            raise SettingsError(
+                f"The batch size is {size}, which {gpus} GPUs cannot share evenly. Set batch_size of configuration "
+                f"'{self.configuration_name}' in {self.plans_manager.plans_name}.json to a multiple of {gpus}."
+            )
+        super()._set_batch_size_and_oversample()
 
     # -- network, loss, optimiser -------------------------------------------------------------------------------------
 

@@ -310,6 +310,14 @@ def test_what_does_not_fit_is_an_error(make, change, settings, message):
         make(change, **settings) if change else make(**settings)
 
 
+def test_gpus_that_cannot_share_a_batch_evenly_are_an_error(make, monkeypatch):
+    trainer = make()
+    trainer.is_ddp, size = True, trainer.configuration_manager.batch_size
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: size + 1)
+    with pytest.raises(SettingsError, match=f"batch size is {size}, which {size + 1} GPUs cannot share evenly. Set"):
+        trainer.initialize()
+
+
 def test_thirds_sum_to_1(make):
     trainer = make(mese__echo_probabilities=[0.3333, 0.3333, 0.3333])
     assert trainer.get_tr_and_val_datasets()[0].echo_probabilities.sum() == pytest.approx(1, abs=1e-12)

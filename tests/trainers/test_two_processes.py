@@ -124,7 +124,9 @@ def ranks(planned: Any, planned_mese: Any, tmp_path_factory: pytest.TempPathFact
         (folder / "dataset.json").write_text(json.dumps(description))
     folder = workspace.root / "nnUNet_preprocessed" / ECHOES
     shutil.copytree(planned_mese.root / "nnUNet_preprocessed" / ECHOES, folder)
-    (folder / "nnUNetMESETinyPlans.json").rename(folder / f"{PLANS}.json")
+    plans = json.loads((folder / "nnUNetMESETinyPlans.json").read_text())
+    plans["configurations"]["2d"]["batch_size"] = 4
+    (folder / f"{PLANS}.json").write_text(json.dumps(plans))
     workspace.run(Path(sys.executable).name, __file__, str(workspace.root), nnUNet_n_proc_DA="0")
     return [torch.load(workspace.root / f"rank_{rank}", weights_only=False) for rank in (0, 1)]
 
