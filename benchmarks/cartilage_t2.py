@@ -10,7 +10,8 @@ on where it was stopped. It writes ``OUTPUT/tables.md``:
 - segmentation: Dice and Jaccard index, mean and SD over scans (table 2 of the paper);
 - regions: Spearman's correlation and mean absolute error of T2 and of its change (figure 4);
 - clusters: share of the plate that clusters of rising T2 cover (section 3.5);
-- truth: the error of T2 against the T2 that was drawn.
+- truth: the error of T2 against the T2 that was drawn;
+- side: what the shape of the cartilage tells of the side of the knee.
 """
 
 from __future__ import annotations
@@ -220,6 +221,18 @@ def truth_rows(truth: Path, folders: Mapping[str, list[Path]]) -> list[dict[str,
     return rows
 
 
+def side_rows(folders: Mapping[str, list[Path]]) -> list[dict[str, Any]]:
+    """A row a method: in how many scans the shape tells the side, and how often it is the right one."""
+    rows = []
+    for method, seeds in folders.items():
+        records = [load_json(path) for folder in seeds for path in sorted(folder.glob("*/t2.json"))]
+        told = [(record["side"], time["side_by_shape"]) for record in records for time in record["time_points"]]
+        silent = sum(shape is None for _, shape in told)
+        right = sum(side == shape for side, shape in told)
+        rows.append({"method": method, "right": right, "silent": silent, "wrong": len(told) - right - silent})
+    return rows
+
+
 def write_tables(output: Path, found: Mapping[str, list[Path]]) -> str:
     """``tables.md``."""
     reference = found[READER_1][0]
@@ -239,6 +252,7 @@ def write_tables(output: Path, found: Mapping[str, list[Path]]) -> str:
     truth = truth_rows(output / "phantom" / "truth" / FILE_NAME, found)
     formats = {key: "+.2f" if "bias" in key else ".2f" for key in truth[0] if key != "method"}
     parts["Truth"] = markdown_table(truth, formats=formats)
+    parts["Side"] = markdown_table(side_rows(found))
     text = "\n".join(f"## {name}\n\n{table}" for name, table in parts.items())
     (output / "tables.md").write_text(text, encoding="utf-8")
     return text
