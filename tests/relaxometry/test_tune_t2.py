@@ -92,7 +92,7 @@ def test_what_lies_at_the_edge_of_the_grid_is_said():
 
 @pytest.mark.parametrize("values", [(), (0.5, 0.5), (0.6, 0.5), (1.5,)])
 def test_grids_that_are_none(values):
-    with pytest.raises(SettingsError, match="t2.probability"):
+    with pytest.raises(SettingsError, match=r"t2\.probability"):
         Grid(values)
 
 
