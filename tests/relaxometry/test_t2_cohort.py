@@ -113,13 +113,16 @@ def test_visits_whose_order_nobody_knows(tmp_path):
     write_facts(folder, "f", subject="4", time_point="20080101")
     write_facts(folder, "g", subject="4", time_point="20060101", side=None)
     write_facts(folder, "h", subject="5", echo_times_ms=[0.01, 0.02])
+    write_facts(folder, "i", subject="x/6")
+    write_facts(folder, "j", subject="x_6", time_point="48m")
     cases = cases_of(tmp_path, None, False)
     knees, failed = knees_of(cases, None, "right", tmp_path / "o")
     assert {knee.name: [path.name[0] for path in knee.sources] for knee in knees} == {
         "3_right": ["e"],
         "4_right": ["g", "f"],
     }
-    assert set(failed) == {"1_right", "2_right", "h"} and "seconds" in failed["h"]
+    assert set(failed) == {"1_right", "2_right", "x_6_right", "h"} and "seconds" in failed["h"]
+    assert "x/6, x_6 would have one folder" in failed["x_6_right"]
     assert "which of a and b is earlier" in failed["1_right"] and "'20060101'" in failed["2_right"]
     with pytest.raises(InputError, match="no test case"):
         (tmp_path / "imagesTs").mkdir()
