@@ -170,11 +170,22 @@ def planned_mese(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture(scope="session")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workspace]:
+    """Make nnU-Net's three folders, empty."""
+
+    def make(name: str) -> Workspace:
+        workspace = Workspace(tmp_path_factory.mktemp(name))
+        for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            (workspace.root / folder).mkdir()
+        return workspace
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def planned(new_workspace: Callable[[str], Workspace]) -> Workspace:
     """A tiny dataset (101), planned and preprocessed by nnU-Net's own command."""
-    workspace = Workspace(tmp_path_factory.mktemp("planned"))
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (workspace.root / name).mkdir()
+    workspace = new_workspace("planned")
     write_tiny_dataset(workspace.root / "nnUNet_raw" / "Dataset101_Tiny")
     configurations = ["3d_fullres", "2d", "3d_inpainting", "2d_inpainting"]
     command = ["nnUNetv2_plan_and_preprocess", "-d", "101", "-pl", "nnUNetPlannerAnomalyTiny", "-c", *configurations]

@@ -215,7 +215,7 @@ def _print_knee(record: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
     if change:
         percent = change["cluster_percent_of_plate"]
         covered = "" if percent is None else f", {percent:.1f} % of the plate"
-        print(f"{change['clusters']} clusters of rising T2{covered}.")
+        print(f"Clusters of rising T2: {change['clusters']}{covered}.")
 
 
 def _print_warnings(warnings: list[str]) -> None:

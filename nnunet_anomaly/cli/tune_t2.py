@@ -11,10 +11,7 @@ from nnunet_anomaly.cli.output import print_failures
 from nnunet_anomaly.cli.t2 import add_settings_arguments, settings_of
 from nnunet_anomaly.error_maps.folds import fold_of
 
-EXAMPLE = (
-    "nnUNetv2_train 104 2d 0 -tr TRAINER -p PLANS --val --npz\n"
-    "  nnunet-anomaly tune t2 -m nnUNet_results/Dataset104_KneeMESE/TRAINER__PLANS__2d -o tuning -np 4"
-)
+EXAMPLE = "nnunet-anomaly tune t2 -m nnUNet_results/Dataset104_KneeMESE/MODEL -o tuning -np 4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

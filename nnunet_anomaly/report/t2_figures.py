@@ -65,6 +65,7 @@ def unrolled_figure(
             extent=extent,
             interpolation="nearest",
         )
+        ax.set_facecolor("0.8")  # so that white borders are seen where there is no cartilage
         _borders(ax, parts, edges, width, "black" if signed else "white")
         if clusters is not None:
             for number in range(1, int(clusters.max(initial=0)) + 1):

@@ -105,8 +105,11 @@ def _first_and_last(visits: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[
     """At most two cases of a knee, the earlier one first, and what to say of it.
 
     Raises:
-        InputError: their order is unknown, or two are of one visit.
+        InputError: their order is unknown, two are of one visit, or they are of subjects whose names differ in signs
+            that a folder's name cannot have.
     """
+    if len(subjects := {str(facts["subject"]) for _, facts in visits}) > 1:
+        raise InputError(f"the subjects {', '.join(sorted(subjects))} would have one folder. Rename one of them.")
     for place, (case, facts) in enumerate(visits):
         for other, others in visits[:place]:
             if not in_order(others["time_point"], facts["time_point"]):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from nnunet_anomaly.relaxometry.t2_fit import T2Fit
 
-RECORD = "t2.json"
+RECORD = "record.json"
 PROBABILITY, PROBABILITY_RECORD = "probability.nii.gz", "probability.json"
 # of what is taken for cartilage; more than this share without a T2 of cartilage is worth a warning
 _MANY_WITHOUT_T2 = 0.1

@@ -121,7 +121,7 @@ def save_unrolled(times: Sequence[TimePoint], changed: Change | None, path: Path
 def record_of(
     knee: Knee, method: Method, times: Sequence[TimePoint], changed: Change | None, warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything about how a knee was measured, for ``t2.json``."""
+    """Everything about how a knee was measured, for ``record.json``."""
     model = method.model
     return {
         "case": knee.name,

@@ -98,7 +98,7 @@ def test_the_cluster_is_the_patch(measured, knee):
     found = array_of(measured / "clusters.nii.gz") > 0
     patch = knee.mask & (rise(knee) > 0)
     assert 2 * (found & patch).sum() / (found.sum() + patch.sum()) > 0.98
-    record = load_json(measured / "t2.json")
+    record = load_json(measured / "record.json")
     assert record["change"]["shift_slices"] == record["change"]["shift_bins"] == 0
     assert record["change"]["similarity"] == pytest.approx(1, abs=1e-3)
 
@@ -152,15 +152,15 @@ def test_the_page_needs_nothing_but_itself(measured):
 def test_a_finished_knee_is_not_measured_again_but_with_others_it_is(measured, two, tmp_path, monkeypatch, capsys):
     (first, mask), (second, mask2) = two
     arguments = ("-i", first, "-i2", second, "--mask", mask, "--mask2", mask2, "-o", measured)
-    stamp = (measured / "t2.json").stat().st_mtime_ns
+    stamp = (measured / "record.json").stat().st_mtime_ns
     run(*arguments)
     said = capsys.readouterr().out
-    assert "It was there already" in said and (measured / "t2.json").stat().st_mtime_ns == stamp
+    assert "It was there already" in said and (measured / "record.json").stat().st_mtime_ns == stamp
     assert re.search(r"^All +\d+\.\d +\d+\.\d +\+\d", said, re.MULTILINE)
     monkeypatch.setattr(t2_results, "write_report", lambda *_: None)
     copy = shutil.copytree(measured, tmp_path / "copy")
     run(*arguments[:-1], copy, "--convention", "dosma", "--set", "t2.model=mono")
-    record = load_json(copy / "t2.json")
+    record = load_json(copy / "record.json")
     assert record["settings"]["central_degrees"] == [-15, 15] and record["settings"]["model"] == "mono"
     assert not (copy / "pictures").exists()  # what is out of date is gone
     run("-i", first, "--mask", mask, "-o", copy)
@@ -172,7 +172,7 @@ def test_settings_of_a_file_and_of_others_groups(two, tmp_path, capsys):
     (first, mask), _ = two
     save_json({"t2": {"model": "offset", "range_ms": [0, 40]}}, tmp_path / "settings.json")
     run("-i", first, "--mask", mask, "-o", tmp_path / "o", "--settings", tmp_path / "settings.json")
-    record = load_json(tmp_path / "o" / "t2.json")
+    record = load_json(tmp_path / "o" / "record.json")
     counts = record["time_points"][0]["refinement"]
     assert (
         counts["outside_range"] > 0.3 * counts["candidates"] and array_of(tmp_path / "o/time_1/t2.nii.gz").max() <= 40
@@ -235,7 +235,7 @@ def test_masks_that_are_none(tmp_path, knee, put_knee, make_echoes, drawn, kind,
     run("-i", series, "--mask", mask, "-o", tmp_path / "o", expect=2)
     error = capsys.readouterr().err
     assert re.search(said, error) and ("a_00m.nii.gz" in error)
-    assert not (tmp_path / "o" / "t2.json").exists()
+    assert not (tmp_path / "o" / "record.json").exists()
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -244,7 +244,7 @@ def test_one_label_of_several(tmp_path, knee, put_knee, make_echoes):
     mask[:, :5] = 2
     series, path = put_knee(tmp_path, "a_00m", knee, make_echoes(knee), mask=mask)
     run("-i", series, "--mask", path, "-o", tmp_path / "o", "--label", "4")
-    assert load_json(tmp_path / "o" / "t2.json")["time_points"][0]["refinement"]["candidates"] == knee.mask.sum()
+    assert load_json(tmp_path / "o" / "record.json")["time_points"][0]["refinement"]["candidates"] == knee.mask.sum()
     run("-i", series, "--mask", path, "-o", tmp_path / "o", "--label", "3", expect=2)
 
 
@@ -258,7 +258,7 @@ def test_voxels_that_do_not_decay_are_counted_and_left_out(tmp_path, knee, put_k
     series, mask = put_knee(tmp_path, "a_00m", knee, echoes)
     run("-i", series, "--mask", mask, "-o", tmp_path / "o")
     assert "not decaying" in capsys.readouterr().err
-    record = load_json(tmp_path / "o" / "t2.json")["time_points"][0]
+    record = load_json(tmp_path / "o" / "record.json")["time_points"][0]
     assert record["quality"]["not_decaying"] == len(z[0::3]) and record["quality"]["no_signal"] >= len(z[1::3])
     assert record["quality"]["invalid"] == len(z[2::3])
     quality, cartilage = (array_of(tmp_path / "o/time_1" / f"{name}.nii.gz") for name in ("quality", "segmentation"))
@@ -409,7 +409,7 @@ def test_the_real_series_with_a_shell_as_its_cartilage(real_data, tmp_path, monk
     mask.CopyInformation(grid)
     sitk.WriteImage(mask, str(tmp_path / "mask.nii.gz"))
     run("-i", archive, "--mask", tmp_path / "mask.nii.gz", "-o", tmp_path / "o", "--side", "right")
-    record = json.loads((tmp_path / "o" / "t2.json").read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / "o" / "record.json").read_text(encoding="utf-8"))
     (time,) = record["time_points"]
     assert len(time["echo_times_ms"]) == 8 and time["slices"] == 24
     assert time["quality"]["converged"] > 0.9 * shell.sum() and 20 < time["t2_median_ms"] < 90

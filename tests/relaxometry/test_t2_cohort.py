@@ -31,11 +31,9 @@ def dataset(tmp_path, drawn, put_knee, make_echoes, monkeypatch):
     monkeypatch.setattr(t2_results, "write_report", lambda *_: None)
     knee = drawn(spacing_mm=(3.0, 1.0, 1.0), pixels=64)
     folder = tmp_path / "Dataset104_Knee"
-    for number, case in enumerate(
-        ("1_48m_right", "1_00m_right", "2_12m_right", "2_00m_right", "2_96m_right", "3_00m_right")
-    ):
-        later = 4.0 if "00m" not in case else 0.0
-        put_knee(folder, case, knee, make_echoes(knee, seed=number, rise=lambda _, later=later: later))
+    for number, visit in enumerate(("1_48m", "1_00m", "2_12m", "2_00m", "2_96m", "3_00m")):
+        later = 4.0 if "00m" not in visit else 0.0
+        put_knee(folder, f"{visit}_right", knee, make_echoes(knee, seed=number, rise=lambda _, later=later: later))
     (folder / "imagesTs").mkdir()
     for case in ("1_48m_right", "1_00m_right"):
         (folder / "imagesTs" / f"{case}_0000.nii.gz").touch()
@@ -79,17 +77,17 @@ def test_a_failed_knee_is_named_and_the_others_go_on(dataset, tmp_path, capsys):
     assert "no mask of 3_00m" in (output / "report.html").read_text(encoding="utf-8")
     image.write_bytes(whole)
     mask.write_bytes(kept)
-    stamp = (output / "1_right" / "t2.json").stat().st_mtime_ns
+    stamp = (output / "1_right" / "record.json").stat().st_mtime_ns
     run("-i", dataset, "--mask", dataset / "masks", "-o", output)
     assert "2 done, 1 were there already, 0 failed" in capsys.readouterr().out
-    assert (output / "1_right" / "t2.json").stat().st_mtime_ns == stamp
+    assert (output / "1_right" / "record.json").stat().st_mtime_ns == stamp
 
 
 def test_some_cases_only(dataset, tmp_path, capsys):
     run("-i", dataset, "--mask", dataset / "masks", "-o", tmp_path / "test", "--test-cases")
     assert {key[0] for key in read_region_table(tmp_path / "test")} == {"1_right"}
     run("-i", dataset, "--mask", dataset / "masks", "-o", tmp_path / "one", "--cases", "2_12m_right", "2_96m_right")
-    assert load_json(tmp_path / "one" / "2_right" / "t2.json")["time_points"][0]["visit"] == "12m"
+    assert load_json(tmp_path / "one" / "2_right" / "record.json")["time_points"][0]["visit"] == "12m"
     run("-i", dataset, "--mask", dataset / "masks", "-o", tmp_path / "no", "--cases", "4_00m_right", expect=2)
     assert "has no case 4_00m_right" in capsys.readouterr().err
     run("-i", dataset, "--mask", dataset / "masks" / "1_00m_right.nii.gz", "-o", tmp_path / "no", expect=2)
@@ -115,13 +113,16 @@ def test_visits_whose_order_nobody_knows(tmp_path):
     write_facts(folder, "f", subject="4", time_point="20080101")
     write_facts(folder, "g", subject="4", time_point="20060101", side=None)
     write_facts(folder, "h", subject="5", echo_times_ms=[0.01, 0.02])
+    write_facts(folder, "i", subject="x/6")
+    write_facts(folder, "j", subject="x_6", time_point="48m")
     cases = cases_of(tmp_path, None, False)
     knees, failed = knees_of(cases, None, "right", tmp_path / "o")
     assert {knee.name: [path.name[0] for path in knee.sources] for knee in knees} == {
         "3_right": ["e"],
         "4_right": ["g", "f"],
     }
-    assert set(failed) == {"1_right", "2_right", "h"} and "seconds" in failed["h"]
+    assert set(failed) == {"1_right", "2_right", "x_6_right", "h"} and "seconds" in failed["h"]
+    assert "x/6, x_6 would have one folder" in failed["x_6_right"]
     assert "which of a and b is earlier" in failed["1_right"] and "'20060101'" in failed["2_right"]
     with pytest.raises(InputError, match="no test case"):
         (tmp_path / "imagesTs").mkdir()

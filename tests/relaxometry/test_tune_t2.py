@@ -92,7 +92,7 @@ def test_what_lies_at_the_edge_of_the_grid_is_said():
 
 @pytest.mark.parametrize("values", [(), (0.5, 0.5), (0.6, 0.5), (1.5,)])
 def test_grids_that_are_none(values):
-    with pytest.raises(SettingsError, match="t2.probability"):
+    with pytest.raises(SettingsError, match=r"t2\.probability"):
         Grid(values)
 
 
@@ -148,7 +148,9 @@ def test_the_search_finds_what_was_drawn_and_the_plans_keep_it(validated, tmp_pa
         rows = {(row["probability"], row["minimum_slice_mm2"]): float(row["dice"]) for row in csv.DictReader(handle)}
     assert len(rows) == len(Grid().probability) * len(Grid().minimum_slice_mm2)
     assert max(rows.values()) == pytest.approx(best["dice"]) and rows["0.501", "0.0"] < 0.8
-    assert (output / "pictures" / "dice.png").is_file() and "pictures/dice.png" in (output / "report.md").read_text()
+    assert (output / "pictures" / "dice.png").is_file() and "pictures/dice.png" in (output / "report.md").read_text(
+        "utf-8"
+    )
     tune(validated, output, "--minimum-slice-mm2", "0", "5")
     said = capsys.readouterr()
     assert "0 done, 2 were there already" in said.out, "other areas are the same counts"
