@@ -178,7 +178,7 @@ def region_table(reference: Path, folders: Mapping[str, list[Path]], quantity: s
 
 def cluster_percents(folder: Path) -> dict[str, float]:
     """Share of the plate in clusters, of every knee."""
-    records = {path.parent.name: load_json(path) for path in sorted(folder.glob("*/t2.json"))}
+    records = {path.parent.name: load_json(path) for path in sorted(folder.glob("*/record.json"))}
     return {knee: record["change"]["cluster_percent_of_plate"] for knee, record in records.items()}
 
 
@@ -225,7 +225,7 @@ def side_rows(folders: Mapping[str, list[Path]]) -> list[dict[str, Any]]:
     """A row a method: in how many scans the shape tells the side, and how often it is the right one."""
     rows = []
     for method, seeds in folders.items():
-        records = [load_json(path) for folder in seeds for path in sorted(folder.glob("*/t2.json"))]
+        records = [load_json(path) for folder in seeds for path in sorted(folder.glob("*/record.json"))]
         told = [(record["side"], time["side_by_shape"]) for record in records for time in record["time_points"]]
         silent = sum(shape is None for _, shape in told)
         right = sum(side == shape for side, shape in told)
