@@ -44,11 +44,12 @@ def t2_with_offset_by_curve_fit(data: Arrays) -> Any:
         return s0 * np.exp(-time_ms / t2_ms) + offset
 
     times_ms, found = ECHO_TIMES_MS[1:], np.full((3, data[SIGNALS].shape[1]), np.nan)
-    for voxel, values in enumerate(data[SIGNALS][1:].T):
-        try:
-            found[:, voxel], _ = curve_fit(curve, times_ms, values, (40.0, 1.5 * values[0], 1.0))
-        except RuntimeError:
-            continue
+    with np.errstate(over="ignore"):  # on its way, T2 may be negative
+        for voxel, values in enumerate(data[SIGNALS][1:].T):
+            try:
+                found[:, voxel], _ = curve_fit(curve, times_ms, values, (40.0, 1.5 * values[0], 1.0))
+            except RuntimeError:
+                continue
     return data[SIGNALS], found
 
 

@@ -347,7 +347,9 @@ def main() -> int:
     if args.dosma_python:
         os.environ[PYTHON_VARIABLE] = args.dosma_python
     elif WITH_DOSMA in args.only and not has_dosma():
-        args.only.remove(WITH_DOSMA)
+        if args.only != names:
+            parser.error(f"'{WITH_DOSMA}' needs an interpreter that has DOSMA: --dosma-python PYTHON")
+        args.only = [name for name in names if name != WITH_DOSMA]
         print(f"{WITH_DOSMA}: left out, as no interpreter with DOSMA was given (--dosma-python)", flush=True)
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as name:

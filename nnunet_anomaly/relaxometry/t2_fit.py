@@ -40,8 +40,8 @@ class T2Fit:
         t2_ms: float64; a bound where ``quality`` is ``AT_BOUND``, NaN but there and where it is ``CONVERGED``.
         s0: signal at echo time 0, float64; NaN where T2 is.
         offset: C, float64, 0 for models without; NaN where T2 is.
-        standard_error_ms: of T2, float64; NaN unless ``CONVERGED``, and where there are as many unknowns as echoes and
-            no sigma was given.
+        standard_error_ms: of T2, float64; NaN unless ``CONVERGED``, and where there are as many unknowns as echoes (for
+            ``log_linear`` echoes above 0) and no sigma was given.
         quality: uint8, values of ``Quality``.
         sigma: noise that the fit knew: as given, for ``rician`` the estimate where none was (NaN if there was no voxel
             to estimate it from); else None.
@@ -69,10 +69,11 @@ def fit_t2(
 ) -> T2Fit:
     """Fit every voxel, in float64.
 
-    ``offset`` and ``mono`` find the lowest minimum within the bounds (``variable_projection``), which is that of
-    ``scipy.optimize.curve_fit`` where that finds it too. Standard errors come from the Jacobian at the minimum, with
-    the variance of the voxel's residuals, or ``sigma`` where it is given; an offset at its bound counts as known. Those
-    of ``rician`` come from the observed information. Scaling a voxel scales its S0 and offset alone.
+    ``offset`` and ``mono`` find the lowest minimum within the bounds, or of two that are nearly as low, in a few voxels
+    of 10,000 that are hardly more than noise, the other (``variable_projection``). Standard errors come from the
+    Jacobian at the minimum, with the variance of the voxel's residuals, or ``sigma`` where it is given; an offset
+    at its bound counts as known. Those of ``rician`` come from the observed information. Scaling a voxel scales its
+    S0 and offset alone.
 
     Args:
         signals: magnitudes, integers or float, echoes along the first axis, the rest of any shape: (echoes, voxels),

@@ -1,9 +1,10 @@
 """Least squares of ``amplitude * exp(-rate * time) + offset`` for many voxels at once, by variable projection.
 
-Amplitude and offset are linear, so that the best ones are known for any rate (Golub and Pereyra 1973), and what is left
-is a function of one variable in every voxel. It is looked at on a grid of rates, which finds the cell of the lowest
-minimum, and then followed by Newton's method with exact derivatives inside a bracket that only shrinks. All voxels
-share their echo times: sums over echoes are products with small matrices.
+Amplitude and offset are linear, so that the best ones are known for any rate (Golub and Pereyra 1973), and what is
+left is a function of one variable in every voxel. It is looked at on a grid of rates, which nearly always finds the
+cell of the lowest minimum (else one nearly as low), and then followed by Newton's method with exact derivatives
+inside a bracket that only shrinks. All voxels share their echo times: sums over echoes are products with small
+matrices.
 """
 
 from __future__ import annotations

@@ -158,6 +158,8 @@ def test_backgrounds_that_are_not_noise_are_refused():
         background_sigma(np.sqrt(sum(noise((40, 60), 7.0, seed=coil) ** 2 for coil in range(8))), everywhere)
     with pytest.raises(InputError, match="negative"):
         background_sigma(noise((40, 60), 7.0) - 5, everywhere)
+    with pytest.raises(InputError, match="99 voxels"):
+        background_sigma(noise(99, 7.0), np.ones(99, bool))
     with pytest.raises(InputError, match="0 voxels"):
         background_sigma(noise((40, 60), 7.0), ~everywhere)
     with pytest.raises(GeometryError, match="shape"):
