@@ -16,6 +16,7 @@ from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.dataset_conversion.dicom_series import tags_of
 from nnunet_anomaly.files import load_json, read_image, save_json
 from nnunet_anomaly.phantoms.dicom import MR_IMAGE_STORAGE, make_uid, write_slice
+from nnunet_anomaly.phantoms.mese_knee import rotation
 from nnunet_anomaly.relaxometry.decay_models import Quality
 from nnunet_anomaly.relaxometry.region_table import read_region_table
 from nnunet_anomaly.relaxometry.subregions import REGIONS
@@ -103,6 +104,21 @@ def test_the_cluster_is_the_patch(measured, knee):
     assert record["change"]["similarity"] == pytest.approx(1, abs=1e-3)
 
 
+def test_the_table_is_what_the_volumes_say(measured):
+    table = read_region_table(measured)
+    for time in (1, 2):
+        t2_ms, labels = (array_of(measured / f"time_{time}" / f"{name}.nii.gz") for name in ("t2", "regions"))
+        for region, numbers in REGIONS.items():
+            values = t2_ms[np.isin(labels, numbers)]
+            row = table["9000001_right", time, region]
+            assert row["t2_voxels"] == values.size and row["t2_mean_ms"] == pytest.approx(values.mean(), rel=1e-5)
+    percent = load_json(measured / "record.json")["change"]["cluster_percent_of_plate"]
+    assert sum(float(row["percent_of_plate"]) for row in rows_of(measured / "clusters.csv")) == pytest.approx(percent)
+    with np.load(measured / "unrolled.npz", allow_pickle=False) as maps:
+        plate = np.isfinite(maps["change_ms"])
+        assert 100 * np.count_nonzero(maps["clusters"]) / plate.sum() == pytest.approx(percent) and percent > 1
+
+
 def test_volumes(measured, knee, two):
     reference = read_image(two[0][1])
     for time in ("time_1", "time_2"):
@@ -179,8 +195,27 @@ def test_settings_of_a_file_and_of_others_groups(two, tmp_path, capsys):
     )
     assert any("have no T2 of cartilage" in text for text in record["warnings"])
     assert "outside 0 to 40 ms" in capsys.readouterr().err
-    run("-i", first, "--mask", mask, "-o", tmp_path / "o", "--set", "focal.beta=1", expect=2)
-    assert "only settings of the group t2" in capsys.readouterr().err
+    for wrong, said in (
+        ("focal.beta=1", "only settings of the group t2"),
+        ("t2.bin_degrees=7", "error: bin_degrees is 7.0; 360 must be a multiple"),  # before a series is read
+        ("t2.central_degrees=[30,30]", "error: The central part is given as"),
+    ):
+        run("-i", first, "--mask", mask, "-o", tmp_path / "o", "--set", wrong, expect=2)
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_segmentation_that_was_corrected_in_its_place_is_not_lost(two, tmp_path, capsys):
+    (first, mask), (second, _) = two
+    output = tmp_path / "o"
+    run("-i", first, "--mask", mask, "-o", output)
+    corrected = output / "time_1" / "segmentation.nii.gz"
+    run("-i", first, "--mask", corrected, "-o", output, expect=2)
+    assert f"{corrected} is among what is written anew, and would be lost" in capsys.readouterr().err
+    run("-i", first, "-i2", second, "--mask", mask, "--mask2", corrected, "-o", output, expect=2)
+    assert corrected.is_file() and (output / "record.json").is_file()
+    shutil.copy(corrected, output / "mask.nii.gz")
+    run("-i", first, "--mask", output / "mask.nii.gz", "-o", output)
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -389,6 +424,48 @@ def test_a_name_is_not_markup(two, tmp_path, monkeypatch):
     run("-i", folder / two[0][0].name, "--mask", two[0][1], "-o", tmp_path / "o")
     text = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text and "a &lt;script&gt; &amp; b" in text
+
+
+def write_series(folder, knee, echoes, side, sign):
+    """An oblique DICOM series, and its mask beside it; with a sign of -1 of the mirrored knee, in the same pixels."""
+    folder.mkdir()
+    image = sitk.GetImageFromArray(knee.mask[::-sign].astype(np.uint8))
+    direction = rotation((3.0, 4.0, 5.0)) @ np.array([[0.0, 0.0, -1.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    direction[0, :2] *= sign
+    direction[:, 2] = np.cross(direction[:, 0], direction[:, 1])  # slices run to the right
+    image.SetDirection(direction.ravel().tolist())
+    image.SetSpacing(knee.spacing_mm[::-1])
+    middle = [(size - 1) / 2 * mm for size, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    image.SetOrigin((np.array([-sign * 80.0, 0, 0]) - direction @ middle).tolist())
+    sitk.WriteImage(image, str(folder.with_suffix(".nii.gz")))
+    tags = {"0008|0016": MR_IMAGE_STORAGE, "0008|103e": f"SAG_T2_MAP_{side}", "0020|000d": make_uid(side)}
+    tags |= {"0020|000e": make_uid("series", side), "0020|0052": make_uid("frame", side), "0010|0020": "77"}
+    tags |= {"0008|0020": "20060101", "0008|0030": "120000"}
+    for number, (echo, place) in enumerate(np.ndindex(*echoes.shape[:2])):
+        plane = sitk.GetImageFromArray(echoes[echo, ::-sign][place : place + 1].astype(np.uint16))
+        plane.CopyInformation(image[:, :, place : place + 1])
+        own = {"0018|0081": f"{10 * (echo + 1)}", "0008|0018": make_uid(side, number), "0020|0013": f"{number}"}
+        write_slice(plane, folder / f"{number:03d}", {**tags, **own})
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_mirrored_knee_has_the_same_table(tmp_path, drawn, make_echoes):
+    right = drawn(spacing_mm=(3.0, 1.0, 1.0), pixels=64)
+    echoes = make_echoes(right, rise=rise)
+    tables = {}
+    for side, sign in (("right", 1), ("left", -1)):
+        write_series(tmp_path / side, right, echoes, side.upper(), sign)
+        run("-i", tmp_path / side, "--mask", tmp_path / f"{side}.nii.gz", "-o", tmp_path / f"o_{side}")
+        tables[side] = rows_of(tmp_path / f"o_{side}" / "regions.csv")
+        assert not load_json(tmp_path / f"o_{side}" / "record.json")["warnings"]
+    for one, other in zip(tables["right"], tables["left"], strict=True):
+        assert (one.pop("side"), other.pop("side")) == ("right", "left")
+        assert (one.pop("case"), other.pop("case")) == ("77_right", "77_left")
+        assert one.pop("region") == other.pop("region")
+        for name, value in one.items():
+            assert float(value) == pytest.approx(float(other[name]), rel=1e-6), name
+    means = {row["region"]: float(row["t2_mean_ms"]) for row in rows_of(tmp_path / "o_left" / "regions.csv")}
+    assert means["Medial central"] > means["Lateral central"] + 1
 
 
 # ---- the real series
