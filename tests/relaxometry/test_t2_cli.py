@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_anomaly.cli import t2
 from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.dataset_conversion.dicom_series import tags_of
 from nnunet_anomaly.files import load_json, read_image, save_json
@@ -313,6 +315,49 @@ def test_cartilage_in_two_pieces(tmp_path, knee, put_knee, make_echoes):
     table = read_region_table(tmp_path / "o")
     assert table["a_right", 1, "Deep"]["t2_mean_ms"] == pytest.approx(30, abs=2)
     assert table["a_right", 1, "Superficial"]["t2_mean_ms"] == pytest.approx(45, abs=2)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_first_echo_has_no_say(tmp_path, knee, put_knee, make_echoes):
+    echoes = make_echoes(knee)
+    echoes[0] //= 2
+    series, mask = put_knee(tmp_path, "a_00m", knee, echoes)
+    run("-i", series, "--mask", mask, "-o", tmp_path / "o")
+    assert read_region_table(tmp_path / "o")["a_right", 1, "All"]["t2_mean_ms"] == pytest.approx(38, abs=1)
+    run("-i", series, "--mask", mask, "-o", tmp_path / "o", "--set", "t2.skip_first_echo=false")
+    assert read_region_table(tmp_path / "o")["a_right", 1, "All"]["t2_mean_ms"] > 45
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_parts_of_a_plate_are_said_to_be_parts(tmp_path, knee, put_knee, make_echoes, capsys):
+    condyle, trochlea = knee.left_mm > 6, knee.angles_degrees < -60
+    echoes = make_echoes(knee)
+    first, mask = put_knee(tmp_path, "a_00m", knee, echoes, mask=knee.mask & condyle)
+    second, mask2 = put_knee(tmp_path, "a_48m", knee, echoes, mask=knee.mask & trochlea)
+    run("-i", first, "-i2", second, "--mask", mask, "--mask2", mask2, "-o", tmp_path / "o")
+    said = capsys.readouterr()
+    assert "time point 1: no intercondylar notch was found (is one condyle missing?): medial and lateral" in said.err
+    assert "The two cartilages hardly match (similarity 0." in said.err
+
+
+def test_where_settings_come_from(tmp_path):
+    parser = argparse.ArgumentParser()
+    t2.add_arguments(parser)
+    (tmp_path / "m").mkdir()
+    plans = {"anomaly": {"t2": {"model": "mono", "probability": 0.7, "central_degrees": [-20, 20]}}}
+    save_json(plans, tmp_path / "m" / "plans.json")
+    save_json({"t2": {"probability": 0.4}}, tmp_path / "settings.json")
+
+    def found(*more):
+        chosen = t2.settings_of(parser.parse_args(["-i", "x", "-o", "o", "-m", str(tmp_path / "m"), *more]))
+        return chosen.model, chosen.probability, chosen.central_degrees
+
+    assert found() == ("mono", 0.7, (-20, 20))
+    assert found("--convention", "dosma", "--set", "t2.model=offset") == ("offset", 0.7, (-15, 15))
+    assert found("--preset", "paper") == ("offset", 0.501, (-30, 30))
+    assert found("--settings", str(tmp_path / "settings.json")) == ("rician", 0.4, (-30, 30))
+    save_json({"dataset_name": "of nnU-Net's own plans"}, tmp_path / "m" / "plans.json")
+    assert found() == ("rician", 0.501, (-30, 30))
 
 
 # ---- series that are none
