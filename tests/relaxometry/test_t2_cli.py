@@ -318,6 +318,28 @@ def test_cartilage_in_two_pieces(tmp_path, knee, put_knee, make_echoes):
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_settings_of_unrolling_and_change_count(tmp_path, drawn, put_knee, make_echoes):
+    knee, turned = (drawn(degrees, spacing_mm=(3.0, 1.0, 1.0), pixels=64) for degrees in (0, 3))
+    first, mask = put_knee(tmp_path, "a_00m", knee, make_echoes(knee))
+    second, mask2 = put_knee(tmp_path, "a_48m", turned, make_echoes(turned, seed=1, rise=rise))
+
+    def measured_with(*more):
+        run("-i", first, "-i2", second, "--mask", mask, "--mask2", mask2, "-o", tmp_path / "o", *more)
+        central = read_region_table(tmp_path / "o")["a_right", 1, "Lateral central"]["t2_voxels"]
+        with np.load(tmp_path / "o" / "unrolled.npz", allow_pickle=False) as maps:
+            return load_json(tmp_path / "o" / "record.json")["change"], central, len(maps["bin_starts_degrees"])
+
+    change, central, bins = measured_with()
+    assert change["clusters"] > 0 and change["shift_bins"] % 1 == 0 and bins == 72
+    more = ("t2.cluster_percent=50", "t2.subpixel_registration=true", "t2.bin_degrees=10")
+    other, narrow, wide_bins = measured_with(
+        "--convention", "dosma", *(word for one in more for word in ("--set", one))
+    )
+    assert other["clusters"] == 0 and other["shift_bins"] % 1 != 0 and wide_bins == 36
+    assert narrow < 0.7 * central
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_the_first_echo_has_no_say(tmp_path, knee, put_knee, make_echoes):
     echoes = make_echoes(knee)
     echoes[0] //= 2
