@@ -140,9 +140,10 @@ def device_of(name: str | None) -> str:
     """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no CUDA device here; give -device cpu.")
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name and not there[name]:
+        raise InputError(f"There is no {name.upper()} device here; give -device cpu.")
+    return name or ("cuda" if there["cuda"] else "cpu")
 
 
 def _method(args: argparse.Namespace, device: str) -> Method:

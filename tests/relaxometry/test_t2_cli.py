@@ -12,10 +12,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunet_anomaly.cli import t2
 from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.dataset_conversion.dicom_series import tags_of
+from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import load_json, read_image, save_json
 from nnunet_anomaly.phantoms.dicom import MR_IMAGE_STORAGE, make_uid, write_slice
 from nnunet_anomaly.phantoms.mese_knee import rotation
@@ -360,6 +362,17 @@ def test_parts_of_a_plate_are_said_to_be_parts(tmp_path, knee, put_knee, make_ec
     said = capsys.readouterr()
     assert "time point 1: no intercondylar notch was found (is one condyle missing?): medial and lateral" in said.err
     assert "The two cartilages hardly match (similarity 0." in said.err
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there(name, monkeypatch):
+    for backend in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"There is no {name.upper()} device here; give -device cpu"):
+        t2.device_of(name)
+    assert t2.device_of(None) == t2.device_of("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda if name == "cuda" else torch.backends.mps, "is_available", lambda: True)
+    assert t2.device_of(name) == name and t2.device_of(None) == ("cuda" if name == "cuda" else "cpu")
 
 
 def test_where_settings_come_from(tmp_path):
