@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_options(args: argparse.Namespace, is_cohort: bool) -> None:
     """Refuse options that do not go together."""
+    from nnunet_anomaly.workflow.t2_knee import TIME_FOLDERS
+
     if not args.i.exists():
         raise InputError(f"{args.i} does not exist.")
     if is_cohort and (args.i2 or args.mask2):
@@ -119,8 +121,15 @@ def _check_options(args: argparse.Namespace, is_cohort: bool) -> None:
         raise InputError(f"{args.mask} is no folder: masks of a dataset are files <case>.nii.gz in one.")
     if not is_cohort and bool(args.mask and args.i2) != bool(args.mask2):
         raise InputError("--mask2 goes with -i2 and --mask: every series needs a mask, or all of them a model.")
-    if args.o.resolve() == args.i.resolve():
-        raise InputError(f"{args.o} is input and output; name another output folder.")
+    output = args.o.resolve()
+    for path in filter(None, (args.i, args.i2, args.mask, args.mask2)):
+        if path.resolve() == output:
+            raise InputError(f"{args.o} is input and output; name another output folder.")
+        if path.resolve().parent in [output / name for name in TIME_FOLDERS]:
+            raise InputError(
+                f"{path} is among what is written anew, and would be lost: copy it out of {args.o}, or name another "
+                "output folder."
+            )
 
 
 def device_of(name: str | None) -> str:
@@ -131,9 +140,10 @@ def device_of(name: str | None) -> str:
     """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no CUDA device here; give -device cpu.")
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name and not there[name]:
+        raise InputError(f"There is no {name.upper()} device here; give -device cpu.")
+    return name or ("cuda" if there["cuda"] else "cpu")
 
 
 def _method(args: argparse.Namespace, device: str) -> Method:
@@ -155,7 +165,8 @@ def settings_of(args: argparse.Namespace) -> T2Settings:
         SettingsError: ``--set`` of another group, or a wrong value.
     """
     from nnunet_anomaly.files import load_json
-    from nnunet_anomaly.relaxometry.subregions import CONVENTIONS
+    from nnunet_anomaly.relaxometry.subregions import CONVENTIONS, central_borders
+    from nnunet_anomaly.relaxometry.unroll import bins_of_circle
     from nnunet_anomaly.settings import BLOCK, AnomalySettings, parse_assignment
     from nnunet_anomaly.workflow.tuned_settings import read_settings_file
 
@@ -171,7 +182,11 @@ def settings_of(args: argparse.Namespace) -> T2Settings:
     values |= dict(parse_assignment(text) for text in args.assignments)
     if others := [key for key in values if not key.startswith(f"{GROUP}.")]:
         raise SettingsError(f"--set {others[0]}: only settings of the group {GROUP} count here.")
-    return settings.with_values(values).t2
+    chosen = settings.with_values(values).t2
+    # else every knee would fail, after a model has seen it
+    bins_of_circle(chosen.bin_degrees)
+    central_borders(chosen.central_degrees)
+    return chosen
 
 
 def _run_one(args: argparse.Namespace, method: Method, device: str) -> int:

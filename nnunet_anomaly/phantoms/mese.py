@@ -165,12 +165,12 @@ def make_mese_visit(knee: MeseKnee, visit: int, grid: Sequence[int] = SMALL_GRID
         t2_ms=tissue.t2_ms * inside,
         change_ms=tissue.change_ms * inside,
         regions=true_regions(tissue.place) * inside,
-        lesions=_strongest(knee, visit, tissue.lesions, inside),
+        lesions=_lesion_numbers(knee, visit, tissue.lesions, inside),
         place=tissue.place,
     )
 
 
-def _strongest(knee: MeseKnee, visit: int, memberships: Sequence[np.ndarray], inside: np.ndarray) -> np.ndarray:
+def _lesion_numbers(knee: MeseKnee, visit: int, memberships: Sequence[np.ndarray], inside: np.ndarray) -> np.ndarray:
     """Numbers of lesions in a mask, each inside its outline, where it raises T2 at a visit."""
     lesions = np.zeros(inside.shape, dtype=np.uint8)
     for lesion, membership in zip(knee.t2.lesions, memberships, strict=True):

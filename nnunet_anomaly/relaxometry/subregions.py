@@ -94,6 +94,23 @@ class Subregions:
         return self.unrolled.in_image(self.labels)
 
 
+def central_borders(central_degrees: str | Sequence[float]) -> tuple[float, float]:
+    """Where the central part begins and ends in degrees.
+
+    Raises:
+        SettingsError: no such convention, or not two ascending angles from -180 to 180.
+    """
+    if isinstance(central_degrees, str):
+        if central_degrees not in CONVENTIONS:
+            raise SettingsError(f"There is no convention '{central_degrees}'; there are {', '.join(CONVENTIONS)}.")
+        return CONVENTIONS[central_degrees]
+    if len(central_degrees) != 2 or not -180 <= central_degrees[0] < central_degrees[1] <= 180:
+        raise SettingsError(
+            f"The central part is given as {central_degrees}; it takes two ascending angles from -180 to 180 degrees."
+        )
+    return float(central_degrees[0]), float(central_degrees[1])
+
+
 def subregions(unrolled: Unrolled, side: str, central_degrees: str | tuple[float, float] = CONVENTION) -> Subregions:
     """Part femoral cartilage into twelve subregions.
 
@@ -115,7 +132,7 @@ def subregions(unrolled: Unrolled, side: str, central_degrees: str | tuple[float
     """
     if side not in (LEFT, RIGHT):
         raise SettingsError(f"The side of the knee is {side!r}; it must be '{LEFT}' or '{RIGHT}'.")
-    first, last = _central(central_degrees)
+    first, last = central_borders(central_degrees)
     parted_mm, parted_at = _plane(unrolled)
     is_medial = (unrolled.places_mm[0] - parted_mm) * (1 if side == LEFT else -1) <= 0
     middles = unrolled.bin_starts_degrees + unrolled.bin_degrees / 2
@@ -185,18 +202,6 @@ def region_figures(regions: Subregions, t2_ms: np.ndarray) -> list[dict[str, Any
             }
         )
     return rows
-
-
-def _central(central_degrees: str | Sequence[float]) -> tuple[float, float]:
-    if isinstance(central_degrees, str):
-        if central_degrees not in CONVENTIONS:
-            raise SettingsError(f"There is no convention '{central_degrees}'; there are {', '.join(CONVENTIONS)}.")
-        return CONVENTIONS[central_degrees]
-    if len(central_degrees) != 2 or not -180 <= central_degrees[0] < central_degrees[1] <= 180:
-        raise SettingsError(
-            f"The central part is given as {central_degrees}; it takes two ascending angles from -180 to 180 degrees."
-        )
-    return float(central_degrees[0]), float(central_degrees[1])
 
 
 def _plane(unrolled: Unrolled) -> tuple[float, str]:

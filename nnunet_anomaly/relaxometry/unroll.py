@@ -134,6 +134,18 @@ class Projection:
     thickness_mm: np.ndarray
 
 
+def bins_of_circle(bin_degrees: float) -> int:
+    """How many bins of this width go round.
+
+    Raises:
+        SettingsError: 360 degrees are no multiple of it, or it is one bin.
+    """
+    number = round(360 / bin_degrees) if 0 < bin_degrees <= 180 else 0
+    if not number or not math.isclose(number * bin_degrees, 360):
+        raise SettingsError(f"bin_degrees is {bin_degrees}; 360 must be a multiple of it, and more than one bin.")
+    return number
+
+
 def unroll(
     mask: np.ndarray, spacing_mm: Sequence[float], direction: Sequence[float], bin_degrees: float = BIN_DEGREES
 ) -> Unrolled:
@@ -161,9 +173,7 @@ def unroll(
         SettingsError: 360 degrees are no multiple of ``bin_degrees``.
     """
     mask = check_in_patient(mask, spacing_mm, direction, "The mask")
-    number_of_bins = round(360 / bin_degrees) if 0 < bin_degrees <= 180 else 0
-    if not number_of_bins or not math.isclose(number_of_bins * bin_degrees, 360):
-        raise SettingsError(f"bin_degrees is {bin_degrees}; 360 must be a multiple of it, and more than one bin.")
+    number_of_bins = bins_of_circle(bin_degrees)
     sizes_mm = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
     indices = np.nonzero(mask)
     slice_axis, slices, places_mm = _in_slices(indices, mask.shape, sizes_mm, direction)

@@ -25,7 +25,7 @@ from nnunet_anomaly.workflow.t2_knee import (
     probability_source,
 )
 from nnunet_anomaly.workflow.t2_model import CartilageModel, Predictor
-from nnunet_anomaly.workflow.t2_results import measure_and_save
+from nnunet_anomaly.workflow.t2_results import forget, measure_and_save
 from nnunet_anomaly.workflow.t2_series import Series, check_pair, knee_name, read_series
 
 
@@ -59,6 +59,7 @@ def measure_one(knee: Knee, series: Sequence[Series], method: Method, device: st
         return False
     remove_left_overs(knee.output)
     if method.model:
+        forget(knee)  # else a prediction that fails would leave the results of an earlier run
         predictor = None
         for place, each in enumerate(series):
             if not _is_predicted(knee, place, method.model):
@@ -90,10 +91,12 @@ def predict_all(knees: Sequence[Knee], method: Method, device: str) -> dict[str,
 
     model, failed, predictor = method.model, {}, None
     assert model is not None
+    unfinished = [knee for knee in knees if not is_finished(knee, method)]
+    for knee in unfinished:
+        forget(knee)
     todo = [
         (knee, place)
-        for knee in knees
-        if not is_finished(knee, method)
+        for knee in unfinished
         for place in range(len(knee.sources))
         if not _is_predicted(knee, place, model)
     ]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 PROBABILITY, PROBABILITY_RECORD = "probability.nii.gz", "probability.json"
+TIME_FOLDERS = ("time_1", "time_2")
 # of what is taken for cartilage; more than this share without a T2 of cartilage is worth a warning
 _MANY_WITHOUT_T2 = 0.1
 # a worse match of two plates is worth a warning
@@ -59,7 +60,7 @@ class Knee:
 
     def folder(self, place: int) -> Path:
         """Of what belongs to one time point, counted from 0."""
-        return self.output / f"time_{place + 1}"
+        return self.output / TIME_FOLDERS[place]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def probability_source(source: Path, model: CartilageModel) -> Any:
 
 
 def _model_settings(model: CartilageModel | None) -> dict[str, Any]:
-    return {"label": asdict(model.label), "echoes": model.echoes} if model else {}
+    return {"label": asdict(model.label), "echoes": model.echoes, "plans": model.plans_sha256} if model else {}
 
 
 def is_finished(knee: Knee, method: Method) -> bool:
@@ -163,7 +164,7 @@ def measure(knee: Knee, method: Method, series: Sequence[Series]) -> tuple[list[
         AnomalyError: see ``check_pair``, ``fit_t2`` and ``unroll``; a mask of another grid, or an
             empty one; no voxel is left as cartilage.
     """
-    warnings = [*knee.notes, *(check_pair(*series) if len(series) == 2 else [])]
+    warnings = [*knee.notes, *_learnt_from(knee, method.model), *(check_pair(*series) if len(series) == 2 else [])]
     found = []
     for place, each in enumerate(series):
         try:
@@ -181,6 +182,17 @@ def measure(knee: Knee, method: Method, series: Sequence[Series]) -> tuple[list[
             "maps before the change is believed."
         )
     return found, changed, warnings
+
+
+def _learnt_from(knee: Knee, model: CartilageModel | None) -> list[str]:
+    """A warning that names the series that a model has learnt from."""
+    learnt = [source.name for source in knee.sources if model and model.has_learnt_from(source)]
+    if not learnt:
+        return []
+    return [
+        f"the model has learnt from {', '.join(learnt)}: it does better there than in new knees. Take test cases, or "
+        "by -f the fold that has held them out."
+    ]
 
 
 def _time_point(knee: Knee, place: int, series: Series, method: Method) -> TimePoint:

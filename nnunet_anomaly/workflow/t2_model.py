@@ -5,6 +5,8 @@ Any nnU-Net model folder will do whose channels are echoes of the series.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from nnunet_anomaly.dataset_roles import channel_names, labels_by_name
-from nnunet_anomaly.error_maps.folds import Fold, folds_of
+from nnunet_anomaly.error_maps.folds import ALL, Fold, folds_of
 from nnunet_anomaly.errors import InputError, LabelError, MissingCheckpointError
 from nnunet_anomaly.files import load_json
 from nnunet_anomaly.label_maps import spacing_zyx_mm
-from nnunet_anomaly.multi_echo import MultiEcho
+from nnunet_anomaly.multi_echo import FOLDER, MultiEcho
+from nnunet_anomaly.settings import BLOCK
 
 CARTILAGE = "femoral_cartilage"
 FINAL = "checkpoint_final.pth"
@@ -52,6 +55,8 @@ class CartilageModel:
         checkpoint: file name.
         echoes: which echo every channel is, counted from 1.
         label: cartilage.
+        dataset: name of the raw dataset that it was trained on.
+        plans_sha256: see ``digest_of_plans``.
     """
 
     folder: Path
@@ -59,10 +64,27 @@ class CartilageModel:
     checkpoint: str
     echoes: tuple[int, ...]
     label: Label
+    dataset: str
+    plans_sha256: str
 
     def checkpoints(self) -> list[Path]:
         """Of all folds."""
         return [self.folder / f"fold_{fold}" / self.checkpoint for fold in self.folds]
+
+    def has_learnt_from(self, source: Path) -> bool:
+        """Whether a series is a training case of the model's dataset that not every fold has held out.
+
+        What a fold has held out is what nnU-Net has validated it with; ``all`` has held out nothing. Of a series
+        elsewhere nothing is known: False.
+        """
+        folder, name = source.resolve().parent, source.name
+        is_training_case = (folder.name, folder.parent.name) == (FOLDER, self.dataset) and (
+            folder.parent / "labelsTr" / name
+        ).is_file()
+        held_out = (
+            fold != ALL and (self.folder / f"fold_{fold}" / "validation" / name).is_file() for fold in self.folds
+        )
+        return is_training_case and not all(held_out)
 
     def check_series(self, number_of_echoes: int, source: Path) -> None:
         """Raise an ``InputError`` where a series has fewer echoes than the model wants to see."""
@@ -96,12 +118,22 @@ def open_model(
             f"{folder} reads images by {reader}; only models of {' and '.join(_READERS)} can be used here."
         )
     found = tuple(folds or folds_of(folder, checkpoint))
-    chosen = CartilageModel(folder, found, checkpoint, echoes_of(dataset_json), label_of(dataset_json, folder, label))
+    cartilage = label_of(dataset_json, folder, label)
+    chosen = CartilageModel(
+        folder, found, checkpoint, echoes_of(dataset_json), cartilage, plans["dataset_name"], digest_of_plans(plans)
+    )
     missing = [path for path in chosen.checkpoints() if not path.is_file()]
     if missing or not found:
         what = f"{missing[0]} does not exist" if missing else f"{folder} has no fold with {checkpoint}"
         raise MissingCheckpointError(f"{what}. Train it first (nnUNetv2_train), or name others by -f and -chk.")
     return chosen
+
+
+def digest_of_plans(plans: Mapping[str, Any]) -> str:
+    """SHA-256 of what prediction may depend on: all but the group ``t2``, which ``tune t2`` writes."""
+    block = {name: value for name, value in plans.get(BLOCK, {}).items() if name != "t2"}
+    others = {name: value for name, value in plans.items() if name != BLOCK}
+    return hashlib.sha256(json.dumps([others, block], sort_keys=True).encode()).hexdigest()
 
 
 def contents(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -11,11 +12,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
+from nnunet_anomaly.cli import t2
 from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.dataset_conversion.dicom_series import tags_of
+from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import load_json, read_image, save_json
 from nnunet_anomaly.phantoms.dicom import MR_IMAGE_STORAGE, make_uid, write_slice
+from nnunet_anomaly.phantoms.mese_knee import rotation
 from nnunet_anomaly.relaxometry.decay_models import Quality
 from nnunet_anomaly.relaxometry.region_table import read_region_table
 from nnunet_anomaly.relaxometry.subregions import REGIONS
@@ -103,6 +108,21 @@ def test_the_cluster_is_the_patch(measured, knee):
     assert record["change"]["similarity"] == pytest.approx(1, abs=1e-3)
 
 
+def test_the_table_is_what_the_volumes_say(measured):
+    table = read_region_table(measured)
+    for time in (1, 2):
+        t2_ms, labels = (array_of(measured / f"time_{time}" / f"{name}.nii.gz") for name in ("t2", "regions"))
+        for region, numbers in REGIONS.items():
+            values = t2_ms[np.isin(labels, numbers)]
+            row = table["9000001_right", time, region]
+            assert row["t2_voxels"] == values.size and row["t2_mean_ms"] == pytest.approx(values.mean(), rel=1e-5)
+    percent = load_json(measured / "record.json")["change"]["cluster_percent_of_plate"]
+    assert sum(float(row["percent_of_plate"]) for row in rows_of(measured / "clusters.csv")) == pytest.approx(percent)
+    with np.load(measured / "unrolled.npz", allow_pickle=False) as maps:
+        plate = np.isfinite(maps["change_ms"])
+        assert 100 * np.count_nonzero(maps["clusters"]) / plate.sum() == pytest.approx(percent) and percent > 1
+
+
 def test_volumes(measured, knee, two):
     reference = read_image(two[0][1])
     for time in ("time_1", "time_2"):
@@ -179,8 +199,27 @@ def test_settings_of_a_file_and_of_others_groups(two, tmp_path, capsys):
     )
     assert any("have no T2 of cartilage" in text for text in record["warnings"])
     assert "outside 0 to 40 ms" in capsys.readouterr().err
-    run("-i", first, "--mask", mask, "-o", tmp_path / "o", "--set", "focal.beta=1", expect=2)
-    assert "only settings of the group t2" in capsys.readouterr().err
+    for wrong, said in (
+        ("focal.beta=1", "only settings of the group t2"),
+        ("t2.bin_degrees=7", "error: bin_degrees is 7.0; 360 must be a multiple"),  # before a series is read
+        ("t2.central_degrees=[30,30]", "error: The central part is given as"),
+    ):
+        run("-i", first, "--mask", mask, "-o", tmp_path / "o", "--set", wrong, expect=2)
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_segmentation_that_was_corrected_in_its_place_is_not_lost(two, tmp_path, capsys):
+    (first, mask), (second, _) = two
+    output = tmp_path / "o"
+    run("-i", first, "--mask", mask, "-o", output)
+    corrected = output / "time_1" / "segmentation.nii.gz"
+    run("-i", first, "--mask", corrected, "-o", output, expect=2)
+    assert f"{corrected} is among what is written anew, and would be lost" in capsys.readouterr().err
+    run("-i", first, "-i2", second, "--mask", mask, "--mask2", corrected, "-o", output, expect=2)
+    assert corrected.is_file() and (output / "record.json").is_file()
+    shutil.copy(corrected, output / "mask.nii.gz")
+    run("-i", first, "--mask", output / "mask.nii.gz", "-o", output)
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -278,6 +317,82 @@ def test_cartilage_in_two_pieces(tmp_path, knee, put_knee, make_echoes):
     table = read_region_table(tmp_path / "o")
     assert table["a_right", 1, "Deep"]["t2_mean_ms"] == pytest.approx(30, abs=2)
     assert table["a_right", 1, "Superficial"]["t2_mean_ms"] == pytest.approx(45, abs=2)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_settings_of_unrolling_and_change_count(tmp_path, drawn, put_knee, make_echoes):
+    knee, turned = (drawn(degrees, spacing_mm=(3.0, 1.0, 1.0), pixels=64) for degrees in (0, 3))
+    first, mask = put_knee(tmp_path, "a_00m", knee, make_echoes(knee))
+    second, mask2 = put_knee(tmp_path, "a_48m", turned, make_echoes(turned, seed=1, rise=rise))
+
+    def measured_with(*more):
+        run("-i", first, "-i2", second, "--mask", mask, "--mask2", mask2, "-o", tmp_path / "o", *more)
+        central = read_region_table(tmp_path / "o")["a_right", 1, "Lateral central"]["t2_voxels"]
+        with np.load(tmp_path / "o" / "unrolled.npz", allow_pickle=False) as maps:
+            return load_json(tmp_path / "o" / "record.json")["change"], central, len(maps["bin_starts_degrees"])
+
+    change, central, bins = measured_with()
+    assert change["clusters"] > 0 and change["shift_bins"] % 1 == 0 and bins == 72
+    more = ("t2.cluster_percent=50", "t2.subpixel_registration=true", "t2.bin_degrees=10")
+    other, narrow, wide_bins = measured_with(
+        "--convention", "dosma", *(word for one in more for word in ("--set", one))
+    )
+    assert other["clusters"] == 0 and other["shift_bins"] % 1 != 0 and wide_bins == 36
+    assert narrow < 0.7 * central
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_first_echo_has_no_say(tmp_path, knee, put_knee, make_echoes):
+    echoes = make_echoes(knee)
+    echoes[0] //= 2
+    series, mask = put_knee(tmp_path, "a_00m", knee, echoes)
+    run("-i", series, "--mask", mask, "-o", tmp_path / "o")
+    assert read_region_table(tmp_path / "o")["a_right", 1, "All"]["t2_mean_ms"] == pytest.approx(38, abs=1)
+    run("-i", series, "--mask", mask, "-o", tmp_path / "o", "--set", "t2.skip_first_echo=false")
+    assert read_region_table(tmp_path / "o")["a_right", 1, "All"]["t2_mean_ms"] > 45
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_parts_of_a_plate_are_said_to_be_parts(tmp_path, knee, put_knee, make_echoes, capsys):
+    condyle, trochlea = knee.left_mm > 6, knee.angles_degrees < -60
+    echoes = make_echoes(knee)
+    first, mask = put_knee(tmp_path, "a_00m", knee, echoes, mask=knee.mask & condyle)
+    second, mask2 = put_knee(tmp_path, "a_48m", knee, echoes, mask=knee.mask & trochlea)
+    run("-i", first, "-i2", second, "--mask", mask, "--mask2", mask2, "-o", tmp_path / "o")
+    said = capsys.readouterr()
+    assert "time point 1: no intercondylar notch was found (is one condyle missing?): medial and lateral" in said.err
+    assert "The two cartilages hardly match (similarity 0." in said.err
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there(name, monkeypatch):
+    for backend in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"There is no {name.upper()} device here; give -device cpu"):
+        t2.device_of(name)
+    assert t2.device_of(None) == t2.device_of("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda if name == "cuda" else torch.backends.mps, "is_available", lambda: True)
+    assert t2.device_of(name) == name and t2.device_of(None) == ("cuda" if name == "cuda" else "cpu")
+
+
+def test_where_settings_come_from(tmp_path):
+    parser = argparse.ArgumentParser()
+    t2.add_arguments(parser)
+    (tmp_path / "m").mkdir()
+    plans = {"anomaly": {"t2": {"model": "mono", "probability": 0.7, "central_degrees": [-20, 20]}}}
+    save_json(plans, tmp_path / "m" / "plans.json")
+    save_json({"t2": {"probability": 0.4}}, tmp_path / "settings.json")
+
+    def found(*more):
+        chosen = t2.settings_of(parser.parse_args(["-i", "x", "-o", "o", "-m", str(tmp_path / "m"), *more]))
+        return chosen.model, chosen.probability, chosen.central_degrees
+
+    assert found() == ("mono", 0.7, (-20, 20))
+    assert found("--convention", "dosma", "--set", "t2.model=offset") == ("offset", 0.7, (-15, 15))
+    assert found("--preset", "paper") == ("offset", 0.501, (-30, 30))
+    assert found("--settings", str(tmp_path / "settings.json")) == ("rician", 0.4, (-30, 30))
+    save_json({"dataset_name": "of nnU-Net's own plans"}, tmp_path / "m" / "plans.json")
+    assert found() == ("rician", 0.501, (-30, 30))
 
 
 # ---- series that are none
@@ -389,6 +504,48 @@ def test_a_name_is_not_markup(two, tmp_path, monkeypatch):
     run("-i", folder / two[0][0].name, "--mask", two[0][1], "-o", tmp_path / "o")
     text = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text and "a &lt;script&gt; &amp; b" in text
+
+
+def write_series(folder, knee, echoes, side, sign):
+    """An oblique DICOM series, and its mask beside it; with a sign of -1 of the mirrored knee, in the same pixels."""
+    folder.mkdir()
+    image = sitk.GetImageFromArray(knee.mask[::-sign].astype(np.uint8))
+    direction = rotation((3.0, 4.0, 5.0)) @ np.array([[0.0, 0.0, -1.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    direction[0, :2] *= sign
+    direction[:, 2] = np.cross(direction[:, 0], direction[:, 1])  # slices run to the right
+    image.SetDirection(direction.ravel().tolist())
+    image.SetSpacing(knee.spacing_mm[::-1])
+    middle = [(size - 1) / 2 * mm for size, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    image.SetOrigin((np.array([-sign * 80.0, 0, 0]) - direction @ middle).tolist())
+    sitk.WriteImage(image, str(folder.with_suffix(".nii.gz")))
+    tags = {"0008|0016": MR_IMAGE_STORAGE, "0008|103e": f"SAG_T2_MAP_{side}", "0020|000d": make_uid(side)}
+    tags |= {"0020|000e": make_uid("series", side), "0020|0052": make_uid("frame", side), "0010|0020": "77"}
+    tags |= {"0008|0020": "20060101", "0008|0030": "120000"}
+    for number, (echo, place) in enumerate(np.ndindex(*echoes.shape[:2])):
+        plane = sitk.GetImageFromArray(echoes[echo, ::-sign][place : place + 1].astype(np.uint16))
+        plane.CopyInformation(image[:, :, place : place + 1])
+        own = {"0018|0081": f"{10 * (echo + 1)}", "0008|0018": make_uid(side, number), "0020|0013": f"{number}"}
+        write_slice(plane, folder / f"{number:03d}", {**tags, **own})
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_mirrored_knee_has_the_same_table(tmp_path, drawn, make_echoes):
+    right = drawn(spacing_mm=(3.0, 1.0, 1.0), pixels=64)
+    echoes = make_echoes(right, rise=rise)
+    tables = {}
+    for side, sign in (("right", 1), ("left", -1)):
+        write_series(tmp_path / side, right, echoes, side.upper(), sign)
+        run("-i", tmp_path / side, "--mask", tmp_path / f"{side}.nii.gz", "-o", tmp_path / f"o_{side}")
+        tables[side] = rows_of(tmp_path / f"o_{side}" / "regions.csv")
+        assert not load_json(tmp_path / f"o_{side}" / "record.json")["warnings"]
+    for one, other in zip(tables["right"], tables["left"], strict=True):
+        assert (one.pop("side"), other.pop("side")) == ("right", "left")
+        assert (one.pop("case"), other.pop("case")) == ("77_right", "77_left")
+        assert one.pop("region") == other.pop("region")
+        for name, value in one.items():
+            assert float(value) == pytest.approx(float(other[name]), rel=1e-6), name
+    means = {row["region"]: float(row["t2_mean_ms"]) for row in rows_of(tmp_path / "o_left" / "regions.csv")}
+    assert means["Medial central"] > means["Lateral central"] + 1
 
 
 # ---- the real series

@@ -12,8 +12,12 @@ from nnunet_anomaly.errors import InputError
 from nnunet_anomaly.files import load_json
 from nnunet_anomaly.multi_echo import FOLDER
 from nnunet_anomaly.relaxometry.region_table import read_region_table
+from nnunet_anomaly.settings import T2Settings
 from nnunet_anomaly.workflow import t2_results
+from nnunet_anomaly.workflow.t2 import measure_all
 from nnunet_anomaly.workflow.t2_cohort import cases_of, knees_of
+from nnunet_anomaly.workflow.t2_knee import Method
+from nnunet_anomaly.workflow.t2_model import CartilageModel, Label
 
 
 def rows_of(path):
@@ -136,3 +140,14 @@ def test_a_knee_of_unknown_side_fails_by_name(dataset, tmp_path, capsys):
     assert "the side of the knee is unknown; give --side" in capsys.readouterr().err
     run("-i", dataset, "--mask", dataset / "masks", "-o", tmp_path / "o", "--side", "right")
     assert (tmp_path / "o" / "3_right" / "regions.csv").is_file()
+
+
+def test_a_knee_that_a_model_cannot_predict_keeps_nothing_of_an_earlier_run(dataset, tmp_path):
+    output = tmp_path / "o"
+    run("-i", dataset, "--mask", dataset / "masks", "-o", output, "--cases", "3_00m_right")
+    assert (output / "3_right" / "record.json").is_file()
+    broken = CartilageModel(tmp_path / "model", (0,), "c.pth", (1, 2, 3), Label("x", (1,), 1), "D", "")
+    knees, _ = knees_of(cases_of(dataset, ["3_00m_right"], False), None, None, output)
+    outcome = measure_all(knees, Method(T2Settings(), broken, None, "cpu"), "cpu", 1)
+    assert list(outcome.failed) == ["3_right"] and not outcome.done
+    assert not list((output / "3_right").glob("*.*")) and not list((output / "3_right" / "time_1").iterdir())

@@ -15,6 +15,7 @@ from nnunet_anomaly.errors import InputError, LabelError
 from nnunet_anomaly.files import load_json, read_image, save_json
 from nnunet_anomaly.multi_echo import read_multi_echo
 from nnunet_anomaly.relaxometry.region_table import read_region_table
+from nnunet_anomaly.workflow.t2_knee import probability_source
 from nnunet_anomaly.workflow.t2_model import CartilageModel, Label, echoes_of, label_of, open_model
 
 DATASET, TRAINER, PLANS = "Dataset104_TinyMESE", "nnUNetTrainerNoDA", "nnUNetAnomalyTinyPlans"
@@ -144,8 +145,16 @@ def test_a_knee_and_its_follow_up(trained, model, dataset, tuned, tmp_path):
 
 def test_a_cohort_is_predicted_once(trained, model, dataset, tmp_path):
     output = tmp_path / "o"
-    run(trained, "-i", dataset, "-m", model, "-o", output, "--test-cases")
-    assert {key[:2] for key in read_region_table(output)} == {("5_right", 1), ("5_right", 2)}
+    cases = ("1_00m_right", "4_48m_right", "5_00m_right", "5_48m_right")
+    said = run(trained, "-i", dataset, "-m", model, "-o", output, "--cases", *cases).stderr
+    assert {key[:2] for key in read_region_table(output)} == {
+        ("1_right", 1),
+        ("4_right", 1),
+        ("5_right", 1),
+        ("5_right", 2),
+    }
+    # fold 0 has held out subject 4, and subject 5 is in imagesTs
+    assert re.findall(r"Warning: (.*): the model has learnt from (\S+):", said) == [("1_right", "1_00m_right.nii.gz")]
     probability = output / "5_right" / "time_1" / "probability.nii.gz"
     stamp = probability.stat().st_mtime_ns
     again = run(trained, "-i", dataset, "-m", model, "-o", output, "--test-cases", "--set", "t2.probability=0.9")
@@ -197,7 +206,7 @@ def test_which_label_is_cartilage(tmp_path):
 
 
 def test_series_with_too_few_echoes_and_other_readers(tmp_path):
-    model = CartilageModel(tmp_path / "m", (0,), "c.pth", (1, 2, 9), Label("x", (1,), 1))
+    model = CartilageModel(tmp_path / "m", (0,), "c.pth", (1, 2, 9), Label("x", (1,), 1), "D", "")
     model.check_series(9, tmp_path)
     with pytest.raises(InputError, match=r"has 8 echoes, but the model .* sees echo 1, 2, 9"):
         model.check_series(8, tmp_path)
@@ -206,3 +215,48 @@ def test_series_with_too_few_echoes_and_other_readers(tmp_path):
     (tmp_path / "m" / "plans.json").write_text(json.dumps({"image_reader_writer": "NibabelIOWithReorient"}))
     with pytest.raises(InputError, match="NibabelIOWithReorient"):
         open_model(tmp_path / "m")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder that can be looked at, of two folds; fold 0 has held out a, fold 1 b."""
+    folder = tmp_path / "results" / "Dataset104_Knee" / "T__P__2d"
+    for fold, case in ((0, "a"), (1, "b"), ("all", "a")):
+        (folder / f"fold_{fold}" / "validation").mkdir(parents=True)
+        (folder / f"fold_{fold}" / "validation" / f"{case}.nii.gz").touch()
+        (folder / f"fold_{fold}" / "checkpoint_final.pth").touch()
+    save_json({"channel_names": {"0": "MESE_echo1"}, "labels": {"background": 0, "x": 1}}, folder / "dataset.json")
+    plans = {"dataset_name": "Dataset104_Knee", "image_reader_writer": "SimpleITKIO"}
+    save_json({**plans, "anomaly": {"mese": {"prediction_echo": 2}}}, folder / "plans.json")
+    return folder
+
+
+def test_what_a_model_has_learnt_from(folder, tmp_path):
+    dataset = tmp_path / "raw" / "Dataset104_Knee"
+    for path in ("multi_echo/a.nii.gz", "labelsTr/a.nii.gz", "multi_echo/t.nii.gz", "labelsTs/t.nii.gz"):
+        (dataset / path).parent.mkdir(parents=True, exist_ok=True)
+        (dataset / path).touch()
+
+    def learnt(case="a", folds=None, dataset=dataset):
+        return open_model(folder, folds).has_learnt_from(dataset / "multi_echo" / f"{case}.nii.gz")
+
+    assert learnt() and learnt(folds=[1]) and not learnt(folds=[0]), "both folds are averaged; one has held it out"
+    assert learnt(folds=["all"]), "which nnU-Net validates with what it has learnt from"
+    assert not learnt("t")
+    other = dataset.rename(dataset.with_name("Dataset105_Knee"))
+    assert not learnt(dataset=other) and not open_model(folder).has_learnt_from(tmp_path / "dicom")
+
+
+def test_probabilities_of_other_plans_are_out_of_date_but_not_those_of_other_thresholds(folder, tmp_path):
+    (tmp_path / "a.nii.gz").touch()
+    (tmp_path / "a.json").touch()
+
+    def source(**anomaly):
+        plans = load_json(folder / "plans.json")
+        plans["anomaly"] |= anomaly
+        save_json(plans, folder / "plans.json")
+        return probability_source(tmp_path / "a.nii.gz", open_model(folder))
+
+    first = source()
+    assert source(t2={"probability": 0.7}) == first
+    assert source(mese={"prediction_echo": 1}) != first

@@ -12,6 +12,7 @@ import pytest
 from nnunet_anomaly.cli.main import main
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.files import load_json
+from nnunet_anomaly.relaxometry import t2_fit
 from nnunet_anomaly.relaxometry.decay_models import Quality
 from nnunet_anomaly.relaxometry.refine import known_and_inside, refine_probability
 from nnunet_anomaly.settings import T2Settings
@@ -159,6 +160,30 @@ def test_the_search_finds_what_was_drawn_and_the_plans_keep_it(validated, tmp_pa
     )
     tune(validated, output, "--probabilities", "0.3", "0.4", "--minimum-slice-mm2", "20")
     assert "The best t2.probability (0.4) is the largest of those tried" in capsys.readouterr().err
+
+
+def test_what_has_no_t2_of_cartilage_counts_on_neither_side(validated, tmp_path, drawn, put_knee, make_echoes):
+    knee = drawn(spacing_mm=(3.0, 1.0, 1.0), pixels=64)
+    fluid = knee.mask & (knee.angles_degrees > 40)
+    put_knee(tmp_path / "raw" / "Dataset104_Knee", "a_00m", knee, make_echoes(knee, rise=lambda _: 150.0 * fluid))
+    tune(validated, tmp_path / "o", "-f", "0", "--probabilities", "0.7", "--minimum-slice-mm2", "20")
+    with open(tmp_path / "o" / "cases.csv", newline="", encoding="utf-8") as handle:
+        (row,) = csv.DictReader(handle)
+    assert 0.1 * knee.mask.sum() < fluid.sum() < 0.5 * knee.mask.sum()
+    for name in ("reference_voxels", "found_voxels", "hit_voxels"):
+        assert int(row[name]) == pytest.approx((knee.mask & ~fluid).sum(), rel=0.01), name
+
+
+def test_t2_is_fitted_as_the_settings_say(validated, tmp_path, monkeypatch):
+    seen, fit = [], t2_fit.fit_t2
+    monkeypatch.setattr(
+        t2_fit,
+        "fit_t2",
+        lambda *given, **named: seen.append((named["model"], named["skip_first"])) or fit(*given, **named),
+    )
+    tune(validated, tmp_path / "o", "-f", "0")
+    tune(validated, tmp_path / "o", "-f", "0", "--preset", "paper", "--set", "t2.skip_first_echo=false")
+    assert seen == [("rician", True), ("offset", False)]
 
 
 def test_missing_probabilities_are_an_error_with_the_command_that_makes_them(validated, tmp_path, capsys):

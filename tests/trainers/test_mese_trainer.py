@@ -158,6 +158,15 @@ def test_weights_are_those_of_nnunets_network_for_one_channel(trained):
     assert group["betas"] == (0.99, 0.995) and group["weight_decay"] == 0
 
 
+def test_every_echo_of_every_case_has_the_papers_intensities(folders):
+    paths = sorted((folders / "nnUNet_preprocessed" / NAME / f"{PLANS}_2d").glob("case_??.b2nd"))
+    assert len(paths) == 6
+    for path in paths:
+        for echo in blosc2.open(str(path))[:]:
+            np.testing.assert_allclose(np.percentile(echo, (25, 50, 75)), (-1, 0, 1), atol=2e-3)
+            assert np.mean(echo == echo.max()) == pytest.approx(0.03, abs=2e-3)
+
+
 def test_training_sees_one_drawn_echo_and_validation_the_second(make):
     trainer = make(mese__echo_probabilities=[0.5, 0, 0.5])
     trainer.initialize()
