@@ -609,6 +609,9 @@ class T2Settings:
         59.3,
         minimum=0,
     )
+    slice_minimum_of_masks: bool = setting(
+        "Apply `minimum_slice_mm2` to masks that were drawn by hand, too. Their T2 is refined in any case.", False
+    )
     bin_degrees: float = setting("Width of the angle bins of unrolled cartilage.", 5.0, minimum=0.5, maximum=90)
     central_degrees: tuple[float, float] = setting(
         "Where the central part begins and ends, 0 straight down, the back positive: -30 and 30 as the authors' "

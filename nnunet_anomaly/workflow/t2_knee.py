@@ -200,8 +200,7 @@ def _time_point(knee: Knee, place: int, series: Series, method: Method) -> TimeP
 
     settings, stack = method.settings, series.stack
     grid = stack.images[0]
-    direction, spacing_mm = grid.GetDirection(), series.spacing_mm
-    probability, mask = None, None
+    probability = None
     if method.model is None:
         mask = read_mask(knee.masks[place], grid, series.source, method.mask_label)
     else:
@@ -215,25 +214,12 @@ def _time_point(knee: Knee, place: int, series: Series, method: Method) -> TimeP
         skip_first=settings.skip_first_echo,
         device=method.device,
     )
-    if probability is None:
-        refinement, before = refine_mask(mask, fit.t2_ms, fit.quality, settings.range_ms), mask
-    else:
-        before = mask & (probability >= settings.probability)
-        refinement = refine_probability(
-            probability,
-            fit.t2_ms,
-            fit.quality,
-            spacing_mm=spacing_mm,
-            direction=direction,
-            range_ms=settings.range_ms,
-            candidate_probability=settings.candidate_probability,
-            threshold=settings.probability,
-            minimum_slice_mm2=settings.minimum_slice_mm2,
-        )
+    before = mask if probability is None else mask & (probability >= settings.probability)
+    refinement = _refined(mask, probability, fit, series, settings)
     if not refinement.mask.any():
         raise InputError(f"no cartilage is left: {said_of(refinement)}.")
     regions = subregions(
-        unroll(refinement.mask, spacing_mm, direction, settings.bin_degrees),
+        unroll(refinement.mask, series.spacing_mm, grid.GetDirection(), settings.bin_degrees),
         stack.side or "",
         settings.central_degrees,
     )
@@ -249,6 +235,25 @@ def _time_point(knee: Knee, place: int, series: Series, method: Method) -> TimeP
         project(regions.unrolled, t2_ms),
         counts,
         (*series.notes, *_warnings(fit.t2_ms[before], counts, refinement.mask[before], settings, regions)),
+    )
+
+
+def _refined(
+    mask: np.ndarray, probability: np.ndarray | None, fit: T2Fit, series: Series, settings: T2Settings
+) -> Refinement:
+    """Cartilage of the candidates of a network, or of a mask that was drawn, whose probability is 1."""
+    if probability is None and not settings.slice_minimum_of_masks:
+        return refine_mask(mask, fit.t2_ms, fit.quality, settings.range_ms)
+    return refine_probability(
+        mask.astype(np.float32) if probability is None else probability,
+        fit.t2_ms,
+        fit.quality,
+        spacing_mm=series.spacing_mm,
+        direction=series.stack.images[0].GetDirection(),
+        range_ms=settings.range_ms,
+        candidate_probability=settings.candidate_probability,
+        threshold=settings.probability,
+        minimum_slice_mm2=settings.minimum_slice_mm2,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -306,6 +307,24 @@ def test_voxels_that_do_not_decay_are_counted_and_left_out(tmp_path, knee, put_k
     series, mask = put_knee(tmp_path, "b_00m", knee, all_of_them)
     run("-i", series, "--mask", mask, "-o", tmp_path / "none", expect=2)
     assert "no cartilage is left" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_masks_lose_small_slices_only_if_asked_to(tmp_path, knee, put_knee, make_echoes):
+    mask = knee.mask.copy()
+    first = int(np.flatnonzero(mask.any((1, 2)))[0])
+    mask[first, :, : mask.shape[2] // 2] = False  # less than half of this slice is left
+    source, drawn_mask = put_knee(tmp_path, "9000001_00m", knee, make_echoes(knee), mask=mask)
+    area_mm2 = mask[first].sum() * math.prod(knee.spacing_mm[1:])
+    kept = {}
+    for asked in ("false", "true"):
+        output = tmp_path / asked
+        minimum = f"t2.minimum_slice_mm2={area_mm2 + 1}"
+        asking = f"t2.slice_minimum_of_masks={asked}"
+        run("-i", source, "--mask", drawn_mask, "-o", output, "--set", minimum, "--set", asking)
+        kept[asked] = array_of(output / "time_1" / "segmentation.nii.gz") != 0
+    assert kept["false"][first].any() and not kept["true"][first].any()
+    np.testing.assert_array_equal(kept["false"][first + 1 :], kept["true"][first + 1 :])
 
 
 @pytest.mark.usefixtures("without_pictures")
