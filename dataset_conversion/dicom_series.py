@@ -227,7 +227,12 @@ def slice_order(
             raise GeometryError(f"{where}: {before} and {after} lie {this_mm:.3g} mm apart: slices are doubled.")
         if abs(this_mm - step_mm) > 0.05 * step_mm:
             missing = round(this_mm / step_mm) - 1
-            why = f"about {missing} slices are missing. Fetch them again" if missing > 0 else "slices are uneven"
+            lost = (
+                "1 slice is missing. Fetch it again"
+                if missing == 1
+                else f"{missing} slices are missing. Fetch them again"
+            )
+            why = f"about {lost}" if missing > 0 else "slices are uneven"
             raise GeometryError(
                 f"{where}: {this_mm:.3g} mm lie between {before} and {after}, elsewhere {step_mm:.3g} mm: {why}."
             )

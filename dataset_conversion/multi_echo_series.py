@@ -219,7 +219,8 @@ def _places_mm(files: Sequence[Path], tags: Sequence[Tags], where: str) -> np.nd
             first, normal = orientation, np.cross(orientation[:3], orientation[3:])
         if not np.allclose(orientation, first, atol=1e-3):
             raise GeometryError(
-                f"{where}: {path.name} is not parallel to {files[0].name}; more than one scan may lie there."
+                f"{where}: {path.name} is not parallel to {files[0].name}; more than one scan may lie there. "
+                "Leave the files of one."
             )
         places.append(float(np.dot(position, normal)))
     return np.array(places)

@@ -209,6 +209,7 @@ def _run_one(args: argparse.Namespace, method: Method, device: str) -> int:
 
 def _print_knee(record: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
     """The whole plate and its halves, and what became of the voxels."""
+    from nnunet_anomaly.report.page import cell_text
     from nnunet_anomaly.workflow.t2_results import summary_rows
 
     times, change = record["time_points"], record["change"]
@@ -218,7 +219,11 @@ def _print_knee(record: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
         by_region.setdefault(row["region"], []).append(row["t2_mean_ms"])
     header = ["region", *(f"time {place}" for place in range(1, len(times) + 1)), *(["change"] if change else [])]
     lines = [
-        [region, *(f"{value:.1f}" for value in values), *([f"{values[1] - values[0]:+.1f}"] if change else [])]
+        [
+            region,
+            *(cell_text(value, ".1f") for value in values),
+            *([cell_text(values[1] - values[0], "+.1f")] if change else []),
+        ]
         for region, values in by_region.items()
     ]
     print_table(header, lines, left_columns=1)

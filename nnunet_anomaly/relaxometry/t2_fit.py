@@ -210,7 +210,10 @@ def _as_map(values: np.ndarray, inside: np.ndarray | None, shape: tuple[int, ...
 def _estimated_sigma(voxels: np.ndarray, settings: FitSettings) -> float:
     """For all voxels together, from at most ``_MOST_FOR_SIGMA`` of those that can be fitted, evenly spaced."""
     if len(settings.times) <= UNKNOWNS["rician"]:
-        raise InputError(f"{len(settings.times)} echoes leave nothing to estimate sigma from; give it.")
+        raise InputError(
+            f"{len(settings.times)} echoes leave nothing to estimate sigma from. Give sigma, or choose the "
+            "model 'mono', which needs none."
+        )
     signals = torch.from_numpy(voxels.astype(np.float64)).to(settings.times.device)
     usable = torch.nonzero(judge(signals, settings) == Quality.CONVERGED)[:, 0]
     signals = signals[:, usable[:: max(1, math.ceil(len(usable) / _MOST_FOR_SIGMA))]]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nnunet_anomaly.files import written_whole
 from nnunet_anomaly.report.page import cell_text, is_numeric
@@ -23,6 +24,7 @@ th, td { padding: .22rem .7rem; text-align: left; border-bottom: 1px solid #e4e8
 th { background: #f3f5f7; font-weight: 600; }
 th.number, td.number { text-align: right; white-space: nowrap; }
 tr:hover td { background: #f8fafb; }
+a { color: #0550ae; }
 figure { margin: 1rem 0; }
 figure img { max-width: 100%; height: auto; }
 figcaption { color: #57606a; font-size: .9rem; }
@@ -58,8 +60,14 @@ class HtmlPage:
         rows: Sequence[Mapping[str, Any]],
         columns: Sequence[str] | Mapping[str, str] | None = None,
         formats: Mapping[str, str] | None = None,
+        links: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Add a table; arguments as those of ``page.markdown_table``. No rows at all are said to be none."""
+        """Add a table; no rows at all are said to be none.
+
+        Args:
+            rows, columns, formats: as those of ``page.markdown_table``.
+            links: for a column the file that each of its cells leads to, relative to the page.
+        """
         if not rows:
             self.text("None.")
             return
@@ -68,9 +76,11 @@ class HtmlPage:
         kinds = {key: ' class="number"' if is_numeric(rows, key) else "" for key in headings}
         cells = [f"<th{kinds[key]}>{escape(name)}</th>" for key, name in headings.items()]
         lines = ["".join(cells)]
-        for row in rows:
-            texts = {key: cell_text(row.get(key), (formats or {}).get(key, "")) for key in headings}
-            lines.append("".join(f"<td{kinds[key]}>{escape(text)}</td>" for key, text in texts.items()))
+        for place, row in enumerate(rows):
+            texts = {key: escape(cell_text(row.get(key), (formats or {}).get(key, ""))) for key in headings}
+            for key, files in (links or {}).items():
+                texts[key] = f'<a href="{quote(files[place])}">{texts[key]}</a>'
+            lines.append("".join(f"<td{kinds[key]}>{text}</td>" for key, text in texts.items()))
         body = "\n".join(f"<tr>{line}</tr>" for line in lines)
         self._blocks.append(f'<div class="wide"><table>\n{body}\n</table></div>')
 

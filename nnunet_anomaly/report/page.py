@@ -51,10 +51,13 @@ def is_numeric(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 
 def cell_text(value: Any, specification: str) -> str:
-    """A value as a table shows it: None and NaN as a dash, numbers by a format specification."""
+    """A value as a table shows it: None and NaN as a dash, numbers by a format specification, without -0.0."""
     if value is None or (_is_number(value) and value != value):
         return NOTHING
-    return format(value, specification) if _is_number(value) else str(value)
+    if not _is_number(value):
+        return str(value)
+    text = format(value, specification)
+    return text if text.strip("-0.") or not text.startswith("-") else format(0.0, specification)
 
 
 def _escape(cell: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from nnunet_anomaly.evaluation.agreement import LIMITS_SD
 from nnunet_anomaly.geometry import bounding_box
@@ -15,6 +16,9 @@ from nnunet_anomaly.report.figures import ANOMALY_COLOUR, METHOD_COLOURS
 
 Pairs = tuple[np.ndarray, np.ndarray]
 _COLUMNS = 6
+# lines and names are seen on every colour
+_HALO = [withStroke(linewidth=3, foreground="white")]
+_SHADE = [withStroke(linewidth=2, foreground="0.25")]
 
 
 def unrolled_figure(
@@ -25,6 +29,7 @@ def unrolled_figure(
     clusters: np.ndarray | None = None,
     signed: bool = False,
     limits: tuple[float, float] | None = None,
+    bins: slice | None = None,
     title: str = "",
 ) -> Figure:
     """Maps of unrolled cartilage, one below the other, with the borders of the regions.
@@ -35,20 +40,23 @@ def unrolled_figure(
         maps: (slices, bins) by their heading, NaN where there is no cartilage; all have one scale.
         regions: of the cartilage.
         unit: what the colours mean.
-        clusters: label map (slices, bins), whose clusters are outlined.
+        clusters: label map (slices, bins), whose clusters are outlined and have their number.
         signed: the scale is even around 0, as for change; else it goes from the 2nd to the 98th percentile.
         limits: of the scale, where they are to be others.
+        bins: to be shown (default: those with cartilage).
         title: above the figure.
     """
     parts = regions.parts_of_bins
-    rows, columns = np.nonzero(parts)
+    rows = np.flatnonzero(parts.any(axis=1))
     edges = regions.unrolled.bin_starts_degrees
-    first, last = (columns.min(), columns.max() + 1) if columns.size else (0, parts.shape[1])
+    shown_bins = bins or bins_with_cartilage([regions])
+    first, last = shown_bins.start, shown_bins.stop
     top, bottom = (rows.min(), rows.max() + 1) if rows.size else (0, parts.shape[0])
     # slices run from the patient's right to the left
     lateral_first = regions.side == "right"
     width = regions.unrolled.bin_degrees
-    extent = (edges[first], edges[last - 1] + width, float(bottom), float(top))
+    # a slice lies around its number
+    extent = (edges[first], edges[last - 1] + width, bottom - 0.5, top - 0.5)
     low, high = limits or common_limits(maps.values())
     if signed:
         high = max(abs(low), abs(high))
@@ -69,7 +77,9 @@ def unrolled_figure(
         _borders(ax, parts, edges, width, "black" if signed else "white")
         if clusters is not None:
             for number in range(1, int(clusters.max(initial=0)) + 1):
-                _outline(ax, clusters == number, edges, width, ANOMALY_COLOUR, 1.6)
+                _outline(ax, clusters == number, edges, width, "black", 1.6)
+                row, column = np.argwhere(clusters == number)[0]  # the middle may have a region's name
+                _write(ax, float(edges[column] + width / 2), float(row), str(number), "black")
         ax.set_title(name, loc="left")
         ax.locator_params(axis="y", integer=True)
         ax.set_ylabel("slice, from lateral" if lateral_first else "slice, to lateral")
@@ -80,6 +90,12 @@ def unrolled_figure(
     if title:
         figure.suptitle(title, fontweight="bold")
     return figure
+
+
+def bins_with_cartilage(regions: Sequence[Subregions]) -> slice:
+    """Bins from the first to the last with cartilage in any of these; all where none has any."""
+    found = np.concatenate([np.nonzero(each.parts_of_bins)[1] for each in regions])
+    return slice(found.min(), found.max() + 1) if found.size else slice(0, regions[0].parts_of_bins.shape[1])
 
 
 def common_limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:
@@ -148,25 +164,24 @@ def _borders(ax: Axes, parts: np.ndarray, edges: np.ndarray, width: float, colou
         _outline(ax, inside, edges, width, colour, 0.8)
         name = f"{SIDES[(number - 1) // len(PARTS)][0]}{PARTS[(number - 1) % len(PARTS)][0]}".upper()
         rows, columns = np.nonzero(inside)
-        ax.text(
-            float(edges[columns].mean() + width / 2),
-            float(rows.mean() + 0.5),
-            name,
-            color=colour,
-            ha="center",
-            va="center",
-            fontweight="bold",
-        )
+        _write(ax, float(edges[columns].mean() + width / 2), float(rows.mean()), name, colour)
+
+
+def _write(ax: Axes, degrees: float, row: float, name: str, colour: str) -> None:
+    around = _SHADE if colour == "white" else _HALO
+    ax.text(degrees, row, name, color=colour, ha="center", va="center", fontweight="bold", path_effects=around)
 
 
 def _outline(ax: Axes, inside: np.ndarray, edges: np.ndarray, width: float, colour: str, thickness: float) -> None:
-    """The edge of a set of bins, along the bins."""
+    """The edge of a set of bins, along the bins; a thick one is seen on every colour."""
+    around = _HALO if thickness > 1 else []
     framed = np.pad(inside, 1)
     rows, columns = np.nonzero(framed[1:] != framed[:-1])
     degrees = edges[0] + (columns - 1) * width
-    ax.hlines(rows, degrees, degrees + width, colors=colour, linewidths=thickness)
+    ax.hlines(rows - 0.5, degrees, degrees + width, colors=colour, linewidths=thickness, path_effects=around)
     rows, columns = np.nonzero(framed[:, 1:] != framed[:, :-1])
-    ax.vlines(edges[0] + columns * width, rows - 1, rows, colors=colour, linewidths=thickness)
+    degrees = edges[0] + columns * width
+    ax.vlines(degrees, rows - 1.5, rows - 0.5, colors=colour, linewidths=thickness, path_effects=around)
 
 
 def dice_surface_figure(

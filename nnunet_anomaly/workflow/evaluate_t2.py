@@ -92,6 +92,7 @@ def evaluate(args: argparse.Namespace) -> int:
     save_json(json_safe(summary), args.o / SUMMARY)
     _write_report(args, rows, values, methods, outcome.failed)
     _print(rows)
+    print(f"Report: {args.o / REPORT}")
     print_without_reference(left_out)
     print_failures(outcome)
     return outcome.exit_code

@@ -35,7 +35,7 @@ KNEE_COLUMNS = {
     "warnings": "warnings",
 }
 _FORMATS = {
-    **dict.fromkeys(("t2_first_ms", "t2_second_ms", "cluster_percent", "mean", "sd"), ".1f"),
+    **dict.fromkeys(("t2_first_ms", "t2_second_ms", "cluster_percent", "mean", "SD"), ".1f"),
     "t2_change_ms": "+.1f",
 }
 
@@ -170,14 +170,14 @@ def _write_page(
     if rows:
         settings = records[0]["settings"]
         page.text(
-            f"T2 in ms of femoral cartilage, by the model '{settings['model']}'. Every knee has a page in its folder."
+            f"T2 in ms of femoral cartilage, by the model '{settings['model']}'. The name of a knee leads to its page."
         )
     page.section("All knees")
     page.table(
         [_mean_row(rows, key, KNEE_COLUMNS[key]) for key in KNEE_COLUMNS if key.endswith("_ms")], formats=_FORMATS
     )
     page.section("Each knee")
-    page.table(rows, KNEE_COLUMNS, _FORMATS)
+    page.table(rows, KNEE_COLUMNS, _FORMATS, {"case": [f"{row['case']}/{PAGE}" for row in rows]})
     said = [f"{record['case']}: {text}" for record in records for text in record["warnings"]]
     if said:
         page.section("Warnings")
@@ -194,5 +194,5 @@ def _mean_row(rows: Sequence[Mapping[str, Any]], key: str, name: str) -> dict[st
         "of the whole plate": name,
         "knees": len(values),
         "mean": fmean(values) if values else None,
-        "sd": stdev(values) if len(values) > 1 else None,
+        "SD": stdev(values) if len(values) > 1 else None,
     }

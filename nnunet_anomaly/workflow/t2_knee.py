@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_anomaly.compartments import NOTCH
-from nnunet_anomaly.errors import AnomalyError, InputError, LabelError
+from nnunet_anomaly.errors import AnomalyError, GeometryError, InputError, LabelError
 from nnunet_anomaly.files import is_up_to_date, made_from, read_image
 from nnunet_anomaly.label_maps import check_same_grid, labels_in, read_label_map
 from nnunet_anomaly.relaxometry.clusters import Clusters, Shift, change, find_clusters, moved, register
@@ -36,6 +36,14 @@ TIME_FOLDERS = ("time_1", "time_2")
 _MANY_WITHOUT_T2 = 0.1
 # a worse match of two plates is worth a warning
 _LEAST_SIMILARITY = 0.5
+# quality of a voxel that has no T2
+_IN_WORDS = {
+    "at_bound": "with a T2 beyond the fit's bounds",
+    "not_converged": "whose fit did not converge",
+    "not_decaying": "whose signal does not fall (constant or rising)",
+    "no_signal": "without signal",
+    "invalid": "with negative values or values that are no numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -216,15 +224,17 @@ def _time_point(knee: Knee, place: int, series: Series, method: Method) -> TimeP
     )
     before = mask if probability is None else mask & (probability >= settings.probability)
     refinement = _refined(mask, probability, fit, series, settings)
-    if not refinement.mask.any():
-        raise InputError(f"no cartilage is left: {said_of(refinement)}.")
-    regions = subregions(
-        unroll(refinement.mask, series.spacing_mm, grid.GetDirection(), settings.bin_degrees),
-        stack.side or "",
-        settings.central_degrees,
-    )
-    t2_ms = np.where(refinement.mask, fit.t2_ms, np.nan)
     counts = {Quality(value).name.lower(): number for value, number in sorted(Counter(fit.quality[before]).items())}
+    if not refinement.mask.any():
+        raise InputError(_nothing_left(refinement, counts, from_model=method.model is not None))
+    try:
+        unrolled = unroll(refinement.mask, series.spacing_mm, grid.GetDirection(), settings.bin_degrees)
+    except InputError as error:
+        if method.model is not None:
+            raise
+        raise InputError(f"{knee.masks[place]}: {error}") from error
+    regions = subregions(unrolled, stack.side or "", settings.central_degrees)
+    t2_ms = np.where(refinement.mask, fit.t2_ms, np.nan)
     return TimePoint(
         series,
         probability,
@@ -257,6 +267,20 @@ def _refined(
     )
 
 
+def _nothing_left(refinement: Refinement, counts: Mapping[str, int], *, from_model: bool) -> str:
+    """Why there is no cartilage, and what to do."""
+    if from_model and not counts:
+        return (
+            "the model finds no cartilage in it: no voxel reaches t2.probability. Was it trained long enough, on "
+            "series such as this one? Its validation Dice tells; 'tune t2' chooses t2.probability."
+        )
+    said = f"no cartilage is left: {said_of(refinement)}"
+    unknown = [f"{number} {_IN_WORDS.get(name, name)}" for name, number in counts.items() if name != "converged"]
+    if unknown:
+        said += f"; by the fit {', '.join(unknown)}"
+    return f"{said}. Are {'the model' if from_model else 'the mask'} and the pixels of the series right?"
+
+
 def said_of(refinement: Refinement) -> str:
     """Counts of what was taken out, in words."""
     slices = len(refinement.small_slices)
@@ -280,11 +304,11 @@ def _warnings(
     unknown = {name: number for name, number in counts.items() if name not in ("converged", "at_bound")}
     lost = outside + sum(unknown.values())
     if lost > _MANY_WITHOUT_T2 * t2_ms.size:
-        why = [f"{number} {name.replace('_', ' ')}" for name, number in unknown.items()]
+        why = [f"{number} {_IN_WORDS[name]}" for name, number in unknown.items()]
         why += [f"{outside} with a T2 outside {settings.range_ms[0]:g} to {settings.range_ms[1]:g} ms"] * bool(outside)
         warnings.append(
             f"{lost} of {t2_ms.size} voxels of the cartilage ({lost / t2_ms.size:.0%}) have no T2 of cartilage and "
-            f"were taken out: {', '.join(why)}. Are the mask and the echo times right?"
+            f"were taken out: {', '.join(why)}. Is all of it cartilage, and are the echo times right?"
         )
     if regions.parted_at != NOTCH:
         warnings.append(
@@ -304,12 +328,18 @@ def read_mask(path: Path, grid: sitk.Image, source: Path, label: int | None) -> 
         label: of cartilage; None: the only one.
 
     Raises:
-        GeometryError: the mask lies on another grid.
+        GeometryError: the mask lies on another grid; the message has the remedy.
         InputError: it is missing, damaged, or empty.
         LabelError: see ``read_label_map``; several labels and none is named, or the one named is not there.
     """
     array, image = read_label_map(path)
-    check_same_grid(grid, source, image, path)
+    try:
+        check_same_grid(grid, source, image, path)
+    except GeometryError as error:
+        raise GeometryError(
+            f"{error} Draw the mask on an echo of the series, or resample it to that grid. Is a slice of the series "
+            "missing?"
+        ) from error
     labels = labels_in(array)
     if not labels:
         raise InputError(f"{path} is empty: there is no cartilage to measure.")

@@ -14,7 +14,7 @@ from nnunet_anomaly.relaxometry.subregions import REGIONS
 from nnunet_anomaly.report.figures import save_figure
 from nnunet_anomaly.report.html_page import HtmlPage
 from nnunet_anomaly.report.page import NOTHING
-from nnunet_anomaly.report.t2_figures import common_limits, t2_overlay_figure, unrolled_figure
+from nnunet_anomaly.report.t2_figures import bins_with_cartilage, common_limits, t2_overlay_figure, unrolled_figure
 
 if TYPE_CHECKING:
     from nnunet_anomaly.workflow.t2_knee import Change, TimePoint
@@ -79,7 +79,7 @@ def write_report(
     for place in range(len(times)):
         page.section(f"Time point {place + 1}" if changed else "Maps")
         page.picture(pictures[f"unrolled_{place + 1}"], _UNROLLED)
-        page.picture(pictures[f"overlay_{place + 1}"], "T2 of the cartilage over an echo, from side to side.")
+        page.picture(pictures[f"overlay_{place + 1}"], _overlay_caption(record["time_points"][place]["echo_times_ms"]))
     page.section("What was measured")
     page.table(_facts(record))
     page.section("Settings")
@@ -90,22 +90,29 @@ def write_report(
 
 _UNROLLED = (
     "Cartilage unrolled: slices from side to side, angles around the femur from front to back. Deep is the half nearer "
-    "to bone. LA to MP: lateral and medial, anterior, central and posterior."
+    "to bone. LA to MP: lateral and medial, anterior, central and posterior. All pictures count slices from the "
+    "patient's right, from 0."
 )
+
+
+def _overlay_caption(echo_times_ms: Sequence[float]) -> str:
+    time_ms = echo_times_ms[min(_SHOWN_ECHO, len(echo_times_ms) - 1)]
+    return f"T2 of the cartilage over the echo at {time_ms:g} ms; the front is on the left."
 
 
 def draw(folder: Path, times: Sequence[TimePoint], changed: Change | None) -> dict[str, Path]:
     """All pictures as PNG files, by name; both time points have one scale."""
     limits = common_limits([each for time in times for each in (time.projection.deep, time.projection.superficial)])
+    bins = bins_with_cartilage([time.regions for time in times])
     figures = {}
     for place, time in enumerate(times, start=1):
         layers = {"all": time.projection.mean, "deep": time.projection.deep, "superficial": time.projection.superficial}
-        figures[f"unrolled_{place}"] = unrolled_figure(layers, time.regions, "T2 (ms)", limits=limits)
+        figures[f"unrolled_{place}"] = unrolled_figure(layers, time.regions, "T2 (ms)", limits=limits, bins=bins)
         figures[f"overlay_{place}"] = _overlay(time, limits)
     if changed:
         maps = {"time 2 minus time 1, clusters outlined": changed.difference_ms}
         figures["change"] = unrolled_figure(
-            maps, times[0].regions, "ms", clusters=changed.clusters.label_map, signed=True
+            maps, times[0].regions, "change (ms)", clusters=changed.clusters.label_map, signed=True, bins=bins
         )
     paths = {name: folder / f"{name}.png" for name in figures}
     for name, figure in figures.items():
@@ -147,7 +154,10 @@ def _write_change(
     page: HtmlPage, figures: Mapping[str, Any], pictures: Mapping[str, Path], clusters: Sequence[Row]
 ) -> None:
     page.section("Change")
-    page.picture(pictures["change"], "Change on the unrolled cartilage of the first time point; red rises.")
+    page.picture(
+        pictures["change"],
+        "Change on the unrolled cartilage of the first time point; red rises. Numbers are those of the table.",
+    )
     mean, sd, covered = (figures[name] for name in ("mean_ms", "sd_ms", "cluster_percent_of_plate"))
     page.text(
         f"The second time point was moved by {figures['shift_slices']:g} slices and {figures['shift_degrees']:g} "

@@ -242,8 +242,8 @@ def best_row(rows: Sequence[Mapping[str, Any]]) -> int:
     """
     if not any(row["dice"] for row in rows):
         raise InputError(
-            "No combination finds cartilage in any case. Are labelsTr and multi_echo those of the dataset that the "
-            "model has learned from, and is --label cartilage?"
+            "No combination finds cartilage in any case. Is the network trained enough (nnU-Net prints its Dice), "
+            "are labelsTr and multi_echo those of the dataset that it learned from, and is --label cartilage?"
         )
     return min(
         range(len(rows)),

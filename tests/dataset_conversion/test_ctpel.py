@@ -463,7 +463,7 @@ def without_rescale(phantom):
         ),
         (move_seg, r"im_3/x0000.dcm: \d+ of its \d+ labelled voxels lie outside of the CT"),
         (tilt, r"im_1: the slices are shifted sideways by .* tilted by 11.3 degrees"),
-        (lambda phantom: slices(phantom)[9].unlink(), r"im_1: 16 mm lie between .* about 1 slices are missing"),
+        (lambda phantom: slices(phantom)[9].unlink(), r"im_1: 16 mm lie between .* about 1 slice is missing"),
         (second_ct, r"has 2 series of CT: 'PELVIS' in .*im_1 \(26 files\); 'THIN' in .*im_7 \(26 files\)"),
         (
             lambda phantom: shutil.rmtree(phantom / "CTPEL" / NAME / "im_1"),

@@ -119,7 +119,7 @@ def test_any_order_is_sorted(permutation, step_mm, start_mm):
 @settings(deadline=None)
 @given(st.integers(1, 6))
 def test_any_inner_missing_slice_is_found(missing):
-    with pytest.raises(GeometryError, match="about 1 slices are missing"):
+    with pytest.raises(GeometryError, match="about 1 slice is missing"):
         order_of([0.7 * index for index in range(8) if index != missing])
 
 

@@ -265,7 +265,12 @@ def masks_of(knee):
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("few", "3 voxels"), ("empty", "is empty"), ("two_labels", r"labels \[1, 2\].*--label"), ("grid", "spacing")],
+    [
+        ("few", "3 voxels"),
+        ("empty", "is empty"),
+        ("two_labels", r"labels \[1, 2\].*--label"),
+        ("grid", "spacing.*Draw the mask on an echo"),
+    ],
 )
 def test_masks_that_are_none(tmp_path, knee, put_knee, make_echoes, drawn, kind, said, capsys):
     series, mask = put_knee(tmp_path, "a_00m", knee, make_echoes(knee), mask=masks_of(knee).get(kind))
@@ -274,7 +279,7 @@ def test_masks_that_are_none(tmp_path, knee, put_knee, make_echoes, drawn, kind,
         _, mask = put_knee(tmp_path, "b_00m", other, make_echoes(other))
     run("-i", series, "--mask", mask, "-o", tmp_path / "o", expect=2)
     error = capsys.readouterr().err
-    assert re.search(said, error) and ("a_00m.nii.gz" in error)
+    assert re.search(said, error) and str(mask) in error
     assert not (tmp_path / "o" / "record.json").exists()
 
 
@@ -297,7 +302,7 @@ def test_voxels_that_do_not_decay_are_counted_and_left_out(tmp_path, knee, put_k
     echoes[:, z[2::3], y[2::3], x[2::3]] = -7
     series, mask = put_knee(tmp_path, "a_00m", knee, echoes)
     run("-i", series, "--mask", mask, "-o", tmp_path / "o")
-    assert "not decaying" in capsys.readouterr().err
+    assert "whose signal does not fall" in capsys.readouterr().err
     record = load_json(tmp_path / "o" / "record.json")["time_points"][0]
     assert record["quality"]["not_decaying"] == len(z[0::3]) and record["quality"]["no_signal"] >= len(z[1::3])
     assert record["quality"]["invalid"] == len(z[2::3])
@@ -306,7 +311,7 @@ def test_voxels_that_do_not_decay_are_counted_and_left_out(tmp_path, knee, put_k
     all_of_them = np.full_like(echoes, 500)
     series, mask = put_knee(tmp_path, "b_00m", knee, all_of_them)
     run("-i", series, "--mask", mask, "-o", tmp_path / "none", expect=2)
-    assert "no cartilage is left" in capsys.readouterr().err
+    assert re.search(r"no cartilage is left.*\d+ whose signal does not fall.*the mask", capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -412,6 +417,18 @@ def test_where_settings_come_from(tmp_path):
     assert found("--settings", str(tmp_path / "settings.json")) == ("rician", 0.4, (-30, 30))
     save_json({"dataset_name": "of nnU-Net's own plans"}, tmp_path / "m" / "plans.json")
     assert found() == ("rician", 0.501, (-30, 30))
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_region_without_cartilage_is_a_dash(tmp_path, knee, put_knee, make_echoes, capsys):
+    one_slice = np.zeros_like(knee.mask)
+    one_slice[5] = knee.mask[5]
+    series, path = put_knee(tmp_path, "a_00m", knee, make_echoes(knee), mask=one_slice)
+    run("-i", series, "--mask", path, "-o", tmp_path / "o")
+    said = capsys.readouterr()
+    assert (
+        re.search(r"(Medial|Lateral) +–\n", said.out) and "nan" not in said.out and "no intercondylar notch" in said.err
+    )
 
 
 # ---- series that are none

@@ -60,6 +60,7 @@ def test_all_knees_with_their_visits_in_order(dataset, tmp_path, capsys):
     assert read_region_table(output / "1_right") == {key: row for key, row in table.items() if key[0] == "1_right"}
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "3 knees" in page and "2_right: of 3 visits" in page
+    assert page.count("<a href") == 3 and '<a href="2_right/report.html">2_right</a>' in page
 
     run("-i", dataset, "--mask", dataset / "masks", "-o", output)
     assert "0 done, 3 were there already" in capsys.readouterr().out

@@ -61,6 +61,15 @@ def test_tables_as_in_markdown(tmp_path):
     assert "None." in read.text and "ul" not in read.tags
 
 
+def test_cells_that_lead_to_other_pages(tmp_path):
+    page = HtmlPage("Links")
+    page.table([{"name": "a & b", "n": 1}, {"name": "c", "n": 2}], links={"name": ["a & b/x.html", "c/x.html"]})
+    page.write(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<a href="a%20%26%20b/x.html">a &amp; b</a>' in text and '<a href="c/x.html">c</a>' in text
+    assert text.count("<a ") == 2
+
+
 def test_pictures_are_part_of_the_file(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG picture")
     page = HtmlPage("Picture")

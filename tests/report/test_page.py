@@ -34,7 +34,9 @@ def test_table_with_chosen_columns_and_headings():
     assert markdown_table(ROWS[:1], ["case"]) == "| case |\n| --- |\n| knee_00 |\n"
 
 
-@pytest.mark.parametrize(("value", "shown"), [(math.inf, "inf"), (-math.inf, "-inf"), (True, "True"), (7, "7.00")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(math.inf, "inf"), (-math.inf, "-inf"), (True, "True"), (7, "7.00"), (-0.001, "0.00")]
+)
 def test_unusual_values(value, shown):
     assert markdown_table([{"x": value}], formats={"x": ".2f"}).splitlines()[-1] == f"| {shown} |"
 

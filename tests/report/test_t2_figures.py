@@ -9,6 +9,7 @@ from nnunet_anomaly.relaxometry.subregions import subregions
 from nnunet_anomaly.relaxometry.unroll import project, unroll
 from nnunet_anomaly.report.figures import save_figure
 from nnunet_anomaly.report.t2_figures import (
+    bins_with_cartilage,
     bland_altman_figure,
     dice_surface_figure,
     scatter_figure,
@@ -42,8 +43,10 @@ def test_unrolled_map(knee, side, tmp_path):
         image = ax.images[0]
         left, right, bottom, top = image.get_extent()
         columns = ((np.array([left, right]) + 180) / 5).round().astype(int)
-        np.testing.assert_array_equal(image.get_array().filled(np.nan), shown[int(top) : int(bottom), slice(*columns)])
-        assert {text.get_text() for text in ax.texts} == {"LA", "LC", "LP", "MA", "MC", "MP"}
+        rows = slice(int(top + 0.5), int(bottom + 0.5))  # a slice lies around its number
+        np.testing.assert_array_equal(image.get_array().filled(np.nan), shown[rows, slice(*columns)])
+        assert {text.get_text() for text in ax.texts} == {"LA", "LC", "LP", "MA", "MC", "MP", "1"}
+        assert next(text for text in ax.texts if text.get_text() == "1").get_position() == (22.5, 2)
         lateral = next(text for text in ax.texts if text.get_text() == "LC")
         medial = next(text for text in ax.texts if text.get_text() == "MC")
         up = [ax.transData.transform(text.get_position())[1] for text in (lateral, medial)]
@@ -58,10 +61,13 @@ def test_unrolled_map(knee, side, tmp_path):
         ends = np.concatenate([segment for lines in pair for segment in lines.get_segments()])
         boxes.append([*ends.min(axis=0), *ends.max(axis=0)])
         assert sum(len(lines.get_segments()) for lines in pair) == (10 if len(boxes) == 1 else 4)  # edges of bins
-    np.testing.assert_allclose(boxes, [[20, 2, 35, 4], [-30, 6, -25, 7]])
+    np.testing.assert_allclose(boxes, [[20, 1.5, 35, 3.5], [-30, 5.5, -25, 6.5]])
     assert all(float(tick).is_integer() for tick in ax.get_yticks())
     low, high = next(ax for ax in change.axes if ax.images).images[0].get_clim()
     assert low == -high < 0
+    assert bins_with_cartilage([regions]) == slice(24, 48)  # -60 to 60 degrees
+    wide = unrolled_figure({"all": maps.mean}, regions, "mm", bins=slice(20, 50))
+    assert wide.axes[0].images[0].get_extent()[:2] == [-80, 70] and wide.axes[0].get_xlim() == (-80, 70)
 
 
 def test_nothing_to_show(tmp_path):
