@@ -56,7 +56,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         images, references = (dataset / "imagesTr", dataset / "labelsTr")
         if name in TEST:
             images, references = tmp_path / "images", tmp_path / "labels"
-        write(np.zeros(SHAPE, np.float32), images / f"{name}_0000.nii.gz")
+        write(np.full(SHAPE, seed, np.float32), images / f"{name}_0000.nii.gz")
         write(error(seed, lesion=name in ("knee_03", "test_01")), images / f"{name}_0001.nii.gz")
         write(labels(), references / f"{name}.nii.gz")
     content = {
