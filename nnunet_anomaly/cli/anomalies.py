@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -425,15 +426,17 @@ def _refuse_calibration_images(cases: Sequence[Case], threshold: Threshold, args
     print(f"No rate and no p-value holds for calibration cases: {pairs}.")
 
 
-def _image_sha256(case: Case) -> str:
-    """Digest of a case's first image file, or of its error map where that is all there is."""
-    import hashlib
+def _first_image(case: Case) -> Path:
+    """A case's first image file beside its error map, or the error map where that is all there is."""
+    stem, _, channel = case.error_file.name.rpartition("_")
+    image = case.error_file.with_name(f"{stem}_0000{channel[4:]}")
+    return image if image.is_file() else case.error_file
 
-    stem = case.error_file.name[: case.error_file.name.rindex("_")]
-    ending = case.error_file.name[len(stem) + len("_0000") :]
-    image = case.error_file.with_name(f"{stem}_0000{ending}")
+
+def _image_sha256(case: Case) -> str:
+    """Digest of the first image file; its name does not count."""
     digest = hashlib.sha256()
-    with open(image if image.is_file() else case.error_file, "rb") as handle:
+    with open(_first_image(case), "rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -597,7 +600,8 @@ def _make_histogram(case: Case, folder: Path, region: Region, min_volume_mm3: fl
     from nnunet_anomaly.label_maps import spacing_zyx_mm
 
     target, record = folder / f"{case.name}.npz", folder / f"{case.name}.json"
-    source = made_from([case.error_file, case.label_file], {**region._asdict(), "min_volume_mm3": min_volume_mm3})
+    files = [case.error_file, case.label_file, _first_image(case)]
+    source = made_from(files, {**region._asdict(), "min_volume_mm3": min_volume_mm3})
     if target.exists() and is_up_to_date(record, source):
         return False
     record.unlink(missing_ok=True)
@@ -686,7 +690,8 @@ def _make_mask(case: Case, job: MaskJob) -> bool:
         )
         if job.p_values:
             # outside nothing is tested: 1, as NaN would be read as 0, the strongest evidence of all
-            p_values = np.where(inside > 0, healthy.p_values(smoothed), np.float32(1))
+            p_values = np.ones(smoothed.shape, np.float32)
+            p_values[inside > 0] = healthy.p_values(smoothed[inside > 0])
             save_volume(p_values, p_value_map, *geometry)
     mask = calibrate.anomaly_mask(smoothed, inside, spacing_mm, value, min_volume_mm3=min_volume_mm3)
     rows = calibrate.anomaly_volumes(mask, smoothed, inside, spacing_mm, threshold.roi_labels)

@@ -198,7 +198,9 @@ class HealthyErrors:
         exact = (1 + self.n_cases * np.append(self.share_from, 0.0)) / (self.n_cases + 1)
         table = exact.astype(np.float32)
         table = np.where(table < exact, np.nextafter(table, np.float32(2)), table)
-        return np.minimum(table, np.float32(1))[np.searchsorted(self.bins, bins_of(errors))]
+        # one entry per bin, also those between: looked up faster than searched for
+        table = np.minimum(table, np.float32(1))[np.searchsorted(self.bins, np.arange(self.bins[-1] + 2))]
+        return table[np.minimum(bins_of(errors), table.size - 1)]
 
     def plain_threshold(self, rate: float) -> float:
         """Lowest threshold that at most ``rate`` of a calibration case's voxels exceed, mean over cases.
