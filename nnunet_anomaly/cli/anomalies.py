@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from nnunet_anomaly import dataset_roles
 from nnunet_anomaly.cli.output import print_failures
@@ -23,29 +21,33 @@ from nnunet_anomaly.errors import InputError, LeakageError, SettingsError
 from nnunet_anomaly.files import (
     Outcome,
     find_dataset_folder,
-    is_up_to_date,
     load_json,
-    made_from,
     nnunet_folder,
     place,
     run_cases,
-    save_json,
-    save_volume,
     sha256_of,
     written_whole,
 )
+from nnunet_anomaly.workflow.anomaly_masks import (
+    ENDING,
+    Case,
+    MaskJob,
+    Region,
+    case_rows,
+    image_sha256,
+    load_histogram,
+    make_histogram,
+    make_mask,
+    record_file,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
-    import SimpleITK as sitk
-
     from nnunet_anomaly.error_maps.calibrate import ErrorHistogram, Threshold
     from nnunet_anomaly.error_maps.conformal import HealthyErrors
     from nnunet_anomaly.error_maps.guarantee import Wish
 
 EXAMPLE = "nnunet-anomaly anomalies -i imagesTs -s predictions -o anomalies -d 201 --healthy-cases healthy.txt"
 
-ENDING = ".nii.gz"
 SIGMA_MM, ERODE_MM, MIN_VOLUME_MM3 = 1.0, 1.0, 20.0
 FALSE_POSITIVE_RATE, FALSE_POSITIVE_RATE_PER_CASE = 0.01, 0.05
 GUARANTEES, PROCEDURES = ("voxel", "case"), ("benjamini-hochberg", "benjamini-yekutieli")
@@ -62,32 +64,6 @@ COLUMNS = (
     "max_smoothed_error",
 )
 CASE_COLUMNS = ("case", "threshold", "peak_error", "p_value", "q_value")
-
-
-class Case(NamedTuple):
-    """Files of one case."""
-
-    name: str
-    error_file: Path
-    label_file: Path
-
-
-class Region(NamedTuple):
-    """Where the error is looked at and how it is smoothed: equal for calibration and use."""
-
-    roi_labels: dict[str, int]
-    sigma_mm: float
-    erode_mm: float
-
-
-class MaskJob(NamedTuple):
-    """How masks are made: equal for all cases of a run."""
-
-    output: Path
-    threshold: Threshold
-    min_volume_mm3: float
-    healthy_errors: Path | None
-    p_values: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,11 +161,13 @@ def run(args: argparse.Namespace) -> int:
     for name in ("volumes.csv", "cases.csv"):
         (args.o / name).unlink(missing_ok=True)  # it belongs to the masks of this run, and comes last
     job = MaskJob(args.o, threshold, _min_volume_mm3(args, threshold), healthy_errors, args.p_values)
-    outcome = run_cases(_make_mask, [(case.name, (case, job)) for case in cases], args.np, "Anomaly masks")
-    records = {case.name: load_json(_record(args.o, case.name)) for case in cases if case.name not in outcome.failed}
+    outcome = run_cases(make_mask, [(case.name, (case, job)) for case in cases], args.np, "Anomaly masks")
+    records = {
+        case.name: load_json(record_file(args.o, case.name)) for case in cases if case.name not in outcome.failed
+    }
     _write_table([row for record in records.values() for row in record["rows"]], COLUMNS, args.o / "volumes.csv")
     if healthy_errors is not None:
-        _write_table(_case_rows(records, healthy_errors), CASE_COLUMNS, args.o / "cases.csv")
+        _write_table(case_rows(records, healthy_errors), CASE_COLUMNS, args.o / "cases.csv")
     _report(outcome, records, args.o, threshold)
     return outcome.exit_code
 
@@ -414,7 +392,7 @@ def _refuse_calibration_cases(cases: Sequence[Case], calibration: Iterable[str],
 def _refuse_calibration_images(cases: Sequence[Case], threshold: Threshold, args: argparse.Namespace) -> None:
     """The same image file under another name, and a word on what cases of the calibration void."""
     known = {digest: name for name, digest in threshold.image_sha256.items()}
-    same = {case.name: known[digest] for case in cases if known and (digest := _image_sha256(case)) in known}
+    same = {case.name: known[digest] for case in cases if known and (digest := image_sha256(case)) in known}
     if not same:
         return
     pairs = ", ".join(f"{name} ({other})" for name, other in same.items())
@@ -424,22 +402,6 @@ def _refuse_calibration_images(cases: Sequence[Case], threshold: Threshold, args
             f"{args.i}, or say --allow-calibration-cases if no figure is to be drawn from them."
         )
     print(f"No rate and no p-value holds for calibration cases: {pairs}.")
-
-
-def _first_image(case: Case) -> Path:
-    """A case's first image file beside its error map, or the error map where that is all there is."""
-    stem, _, channel = case.error_file.name.rpartition("_")
-    image = case.error_file.with_name(f"{stem}_0000{channel[4:]}")
-    return image if image.is_file() else case.error_file
-
-
-def _image_sha256(case: Case) -> str:
-    """Digest of the first image file; its name does not count."""
-    digest = hashlib.sha256()
-    with open(_first_image(case), "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _bring_healthy_errors(threshold: Threshold, args: argparse.Namespace) -> Path | None:
@@ -474,10 +436,7 @@ def _bring_healthy_errors(threshold: Threshold, args: argparse.Namespace) -> Pat
 def _calibrate(
     cases: list[Case], channel: int, region: Region, args: argparse.Namespace
 ) -> tuple[Threshold, Path | None]:
-    """Histogram of every calibration case (kept in the output folder, so that it is made once), then the threshold.
-
-    With lesion-free cases also the file that holds their errors together.
-    """
+    """Threshold from the calibration cases; with lesion-free ones also the file that holds their errors together."""
     import numpy as np
 
     from nnunet_anomaly.error_maps import calibrate
@@ -486,41 +445,25 @@ def _calibrate(
     healthy, wish = args.healthy_cases is not None, _wish(args)
     if wish:
         check_number_of_cases(wish, len(cases))
-    folder = args.o / "calibration"
-    min_volume_mm3 = _min_volume_mm3(args) if healthy else None
-    jobs = [(case.name, (case, folder, region, min_volume_mm3)) for case in cases]
-    outcome = run_cases(_make_histogram, jobs, args.np, "Calibration")
-    if outcome.failed:
-        raise InputError(
-            "There is no threshold without these calibration cases:\n"
-            + "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
-            + "\nMend them, or leave them out by --healthy-cases; the others are not computed again."
-        )
-    histograms = {case.name: _load_histogram(folder / f"{case.name}.npz") for case in cases}
-    empty = [name for name, histogram in histograms.items() if not histogram.n_voxels]
-    if empty:
-        print(f"No voxel inside the region of interest, so not used for calibration: {', '.join(empty)}.")
+    histograms, records = _histograms(cases, region, args)
     rate = FALSE_POSITIVE_RATE if args.false_positive_rate is None else args.false_positive_rate
     find = calibrate.threshold_at_false_positive_rate if healthy else calibrate.robust_threshold
     value, guarantee = find(histograms, rate), None
-    used = {name: histogram for name, histogram in histograms.items() if histogram.n_voxels}
-    found = {name: load_json(folder / f"{name}.json") for name in used}
-    healthy_errors = args.o / HEALTHY_ERRORS
-    if healthy:
-        together = _put_together(used, found, healthy_errors, _min_volume_mm3(args))
-        if wish:
-            (value, guarantee), rate = find_threshold(wish, used, together), wish.rate
-    else:
-        healthy_errors.unlink(missing_ok=True)  # of an earlier run
-    images = {name: record["image_sha256"] for name, record in found.items()}
+    images = {name: record["image_sha256"] for name, record in records.items()}
     _warn_of_copies(images)
+    healthy_errors = args.o / HEALTHY_ERRORS
+    healthy_errors.unlink(missing_ok=True)  # of an earlier run
+    if healthy:
+        together = _put_together(histograms, records, healthy_errors, _min_volume_mm3(args))
+        if wish:
+            (value, guarantee), rate = find_threshold(wish, histograms, together), wish.rate
     threshold = calibrate.Threshold(
         value=value,
         rate=rate,
         method=calibrate.FROM_LESION_FREE_CASES if healthy else calibrate.FROM_ALL_CASES,
-        cases=list(used),
-        n_voxels=sum(histogram.n_voxels for histogram in used.values()),
-        spacing_mm=np.median([record["spacing_mm"] for record in found.values()], axis=0).tolist(),
+        cases=list(histograms),
+        n_voxels=sum(histogram.n_voxels for histogram in histograms.values()),
+        spacing_mm=np.median([record["spacing_mm"] for record in records.values()], axis=0).tolist(),
         sigma_mm=region.sigma_mm,
         erode_mm=region.erode_mm,
         roi_labels=region.roi_labels,
@@ -529,8 +472,34 @@ def _calibrate(
         healthy_errors_sha256=sha256_of([healthy_errors]) if healthy else "",
         image_sha256=images,
     )
-    _describe(threshold, used)
+    _describe(threshold, histograms)
     return threshold, healthy_errors if healthy else None
+
+
+def _histograms(
+    cases: list[Case], region: Region, args: argparse.Namespace
+) -> tuple[dict[str, ErrorHistogram], dict[str, Any]]:
+    """Histogram and record of every calibration case with a voxel in the region; kept, so that each is made once.
+
+    Raises:
+        InputError: a case failed.
+    """
+    folder = args.o / "calibration"
+    min_volume_mm3 = _min_volume_mm3(args) if args.healthy_cases else None
+    jobs = [(case.name, (case, folder, region, min_volume_mm3)) for case in cases]
+    outcome = run_cases(make_histogram, jobs, args.np, "Calibration")
+    if outcome.failed:
+        raise InputError(
+            "There is no threshold without these calibration cases:\n"
+            + "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
+            + "\nMend them, or leave them out by --healthy-cases; the others are not computed again."
+        )
+    histograms = {case.name: load_histogram(folder / f"{case.name}.npz") for case in cases}
+    empty = [name for name, histogram in histograms.items() if not histogram.n_voxels]
+    if empty:
+        print(f"No voxel inside the region of interest, so not used for calibration: {', '.join(empty)}.")
+    used = {name: histogram for name, histogram in histograms.items() if histogram.n_voxels}
+    return used, {name: load_json(folder / f"{name}.json") for name in used}
 
 
 def _warn_of_copies(images: Mapping[str, str]) -> None:
@@ -589,147 +558,7 @@ def _describe(threshold: Threshold, histograms: dict[str, ErrorHistogram]) -> No
     )
 
 
-def _make_histogram(case: Case, folder: Path, region: Region, min_volume_mm3: float | None) -> bool:
-    """Worker: histogram of one calibration case, then its record; False when both are there already.
-
-    The record holds the case's ``peak_error`` if a volume is given.
-    """
-    import numpy as np
-
-    from nnunet_anomaly.error_maps.calibrate import ErrorHistogram, peak_error
-    from nnunet_anomaly.label_maps import spacing_zyx_mm
-
-    target, record = folder / f"{case.name}.npz", folder / f"{case.name}.json"
-    files = [case.error_file, case.label_file, _first_image(case)]
-    source = made_from(files, {**region._asdict(), "min_volume_mm3": min_volume_mm3})
-    if target.exists() and is_up_to_date(record, source):
-        return False
-    record.unlink(missing_ok=True)
-    smoothed, inside, image = _look_inside(case, region)
-    histogram = ErrorHistogram.of(smoothed[inside > 0])
-    with written_whole(target) as temporary:
-        np.savez_compressed(temporary, bins=histogram.bins, counts=histogram.counts)
-    content = {"made_from": source, "spacing_mm": spacing_zyx_mm(image), "image_sha256": _image_sha256(case)}
-    if min_volume_mm3 is not None:
-        content["peak_error"] = peak_error(smoothed, inside, content["spacing_mm"], min_volume_mm3=min_volume_mm3)
-    save_json(content, record)
-    return True
-
-
-def _load_histogram(path: Path) -> ErrorHistogram:
-    import numpy as np
-
-    from nnunet_anomaly.error_maps.calibrate import ErrorHistogram
-
-    with np.load(path, allow_pickle=False) as content:
-        return ErrorHistogram(content["bins"], content["counts"])
-
-
-# --- masks -----------------------------------------------------------------------------------------------------------
-
-
-def _look_inside(case: Case, region: Region) -> tuple[np.ndarray, np.ndarray, sitk.Image]:
-    """Smoothed error and region of one case, and the image that carries the geometry."""
-    import SimpleITK as sitk
-
-    from nnunet_anomaly.error_maps.calibrate import smoothed_error_inside
-    from nnunet_anomaly.files import read_image
-    from nnunet_anomaly.label_maps import check_same_grid, read_label_map, spacing_zyx_mm
-
-    image = read_image(case.error_file)
-    labels, label_image = read_label_map(case.label_file)
-    check_same_grid(image, case.error_file, label_image, case.label_file)
-    try:
-        smoothed, inside = smoothed_error_inside(
-            sitk.GetArrayFromImage(image),
-            labels,
-            spacing_zyx_mm(image),
-            region.roi_labels.values(),
-            sigma_mm=region.sigma_mm,
-            erode_mm=region.erode_mm,
-        )
-    except InputError as problem:
-        raise InputError(f"{case.error_file}: {problem}") from None
-    return smoothed, inside, image
-
-
-def _record(output: Path, name: str) -> Path:
-    return output / "cases" / f"{name}.json"
-
-
-def _make_mask(case: Case, job: MaskJob) -> bool:
-    """Worker: mask of one case, then its record, which says that it is finished; False when both are there."""
-    import numpy as np
-
-    from nnunet_anomaly.error_maps import calibrate
-    from nnunet_anomaly.error_maps.conformal import HealthyErrors
-    from nnunet_anomaly.error_maps.guarantee import threshold_of_case
-    from nnunet_anomaly.label_maps import spacing_zyx_mm
-
-    threshold, min_volume_mm3 = job.threshold, job.min_volume_mm3
-    target, record = job.output / f"{case.name}{ENDING}", _record(job.output, case.name)
-    p_value_map = job.output / "p_values" / target.name
-    region = Region(threshold.roi_labels, threshold.sigma_mm, threshold.erode_mm)
-    source = made_from([case.error_file, case.label_file], _settings_of_masks(job, region))
-    made = target.exists() and (p_value_map.exists() or not job.p_values)
-    if made and is_up_to_date(record, source):
-        return False
-    # a mask made in another way must not outlive a failure of this one
-    for path in (record, target, p_value_map):
-        path.unlink(missing_ok=True)
-    smoothed, inside, image = _look_inside(case, region)
-    spacing_mm = spacing_zyx_mm(image)
-    geometry = image.GetSpacing(), image.GetOrigin(), image.GetDirection()
-    content: dict[str, Any] = {"made_from": source, "spacing_mm": spacing_mm}
-    value = threshold.value
-    if job.healthy_errors is not None:
-        healthy = HealthyErrors.load(job.healthy_errors)
-        value = threshold_of_case(threshold, calibrate.ErrorHistogram.of(smoothed[inside > 0]), healthy)
-        content["peak_error"] = calibrate.peak_error(
-            smoothed, inside, spacing_mm, min_volume_mm3=healthy.min_volume_mm3
-        )
-        if job.p_values:
-            # outside nothing is tested: 1, as NaN would be read as 0, the strongest evidence of all
-            p_values = np.ones(smoothed.shape, np.float32)
-            p_values[inside > 0] = healthy.p_values(smoothed[inside > 0])
-            save_volume(p_values, p_value_map, *geometry)
-    mask = calibrate.anomaly_mask(smoothed, inside, spacing_mm, value, min_volume_mm3=min_volume_mm3)
-    rows = calibrate.anomaly_volumes(mask, smoothed, inside, spacing_mm, threshold.roi_labels)
-    save_volume(mask.astype(np.uint8), target, *geometry)
-    content["threshold"] = value if math.isfinite(value) else None
-    save_json({**content, "rows": [{"case": case.name, **row} for row in rows]}, record)
-    return True
-
-
-def _settings_of_masks(job: MaskJob, region: Region) -> dict[str, Any]:
-    guarantee = job.threshold.guarantee
-    return {
-        "threshold": job.threshold.value,
-        "min_volume_mm3": job.min_volume_mm3,
-        **region._asdict(),
-        "guarantee": guarantee and [guarantee.kind, guarantee.rate, guarantee.procedure],
-        "healthy_errors_sha256": job.threshold.healthy_errors_sha256 if job.healthy_errors else "",
-        "p_values": job.p_values,
-    }
-
-
-def _case_rows(records: Mapping[str, Any], healthy_errors: Path) -> list[dict[str, Any]]:
-    """Per case: its threshold, its peak, the p-value of that among the lesion-free cases' peaks, and adjusted ones.
-
-    A case without a voxel in the region has no p-value.
-    """
-    from nnunet_anomaly.error_maps.conformal import HealthyErrors, adjusted_p_values, case_p_values
-
-    healthy = HealthyErrors.load(healthy_errors)
-    tested = [name for name, record in records.items() if any(row["region_volume_mm3"] for row in record["rows"])]
-    p_values = case_p_values([records[name]["peak_error"] for name in tested], healthy.peaks)
-    found = dict(zip(tested, zip(p_values, adjusted_p_values(p_values), strict=True), strict=True))
-    rows = []
-    for name, record in records.items():
-        p_value, q_value = (float(value) for value in found[name]) if name in found else (None, None)
-        shared = {"case": name, "threshold": record["threshold"], "peak_error": record["peak_error"]}
-        rows.append({**shared, "p_value": p_value, "q_value": q_value})
-    return rows
+# --- tables, and what is said ----------------------------------------------------------------------------------------
 
 
 def _write_table(rows: Iterable[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
