@@ -34,7 +34,7 @@ from nnunet_anomaly.files import written_whole
 BENJAMINI_HOCHBERG, BENJAMINI_YEKUTIELI = "benjamini-hochberg", "benjamini-yekutieli"
 
 # Robust z-score of the log from which a case is implausible. Peaks are skewed, so that the usual 3.5 would name a
-# healthy case in half of all cohorts of 40; at 5 it is one cohort in six at most (smooth simulated maps).
+# healthy case in a third of all cohorts of 40; at 5 it is one cohort in six at most (smooth simulated maps).
 IMPLAUSIBLE_Z = 5.0
 CASES_FOR_PLAUSIBILITY = 8
 
