@@ -1,16 +1,19 @@
 """``nnunet-anomaly anomalies``: error maps and label maps in, anomaly masks and their volumes out.
 
 The output folder holds ``<case>.nii.gz`` (1 where abnormal), ``volumes.csv``, ``threshold.json`` (to be used again with
-``--threshold-file``), and, so that a killed run goes on where it was, ``cases/`` and ``calibration/``.
+``--threshold-file``), and, so that a killed run goes on where it was, ``cases/`` and ``calibration/``. Lesion-free
+cases add ``healthy_errors.npz``, which belongs to ``threshold.json``, and ``cases.csv``; ``--p-values`` adds a folder
+``p_values/``.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from nnunet_anomaly import dataset_roles
 from nnunet_anomaly.cli.output import print_failures
@@ -18,26 +21,37 @@ from nnunet_anomaly.errors import InputError, LeakageError, SettingsError
 from nnunet_anomaly.files import (
     Outcome,
     find_dataset_folder,
-    is_up_to_date,
     load_json,
-    made_from,
     nnunet_folder,
+    place,
     run_cases,
-    save_json,
-    save_volume,
+    sha256_of,
     written_whole,
+)
+from nnunet_anomaly.workflow.anomaly_masks import (
+    ENDING,
+    Case,
+    MaskJob,
+    Region,
+    case_rows,
+    image_sha256,
+    load_histogram,
+    make_histogram,
+    make_mask,
+    record_file,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import SimpleITK as sitk
-
     from nnunet_anomaly.error_maps.calibrate import ErrorHistogram, Threshold
+    from nnunet_anomaly.error_maps.conformal import HealthyErrors
+    from nnunet_anomaly.error_maps.guarantee import Wish
 
 EXAMPLE = "nnunet-anomaly anomalies -i imagesTs -s predictions -o anomalies -d 201 --healthy-cases healthy.txt"
 
-ENDING = ".nii.gz"
-SIGMA_MM, ERODE_MM, FALSE_POSITIVE_RATE, MIN_VOLUME_MM3 = 1.0, 1.0, 0.01, 20.0
+SIGMA_MM, ERODE_MM, MIN_VOLUME_MM3 = 1.0, 1.0, 20.0
+FALSE_POSITIVE_RATE, FALSE_POSITIVE_RATE_PER_CASE = 0.01, 0.05
+GUARANTEES, PROCEDURES = ("voxel", "case"), ("benjamini-hochberg", "benjamini-yekutieli")
+HEALTHY_ERRORS = "healthy_errors.npz"
 COLUMNS = (
     "case",
     "bone",
@@ -49,22 +63,7 @@ COLUMNS = (
     "mean_smoothed_error",
     "max_smoothed_error",
 )
-
-
-class Case(NamedTuple):
-    """Files of one case."""
-
-    name: str
-    error_file: Path
-    label_file: Path
-
-
-class Region(NamedTuple):
-    """Where the error is looked at and how it is smoothed: equal for calibration and use."""
-
-    roi_labels: dict[str, int]
-    sigma_mm: float
-    erode_mm: float
+CASE_COLUMNS = ("case", "threshold", "peak_error", "p_value", "q_value")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +92,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--false-positive-rate",
         type=float,
         metavar="R",
-        help=f"share of lesion-free voxels allowed above the threshold (default: {FALSE_POSITIVE_RATE})",
+        help=f"share of lesion-free voxels allowed above the threshold (default: {FALSE_POSITIVE_RATE}), or with "
+        "--guarantee case of lesion-free cases with a mask that is not empty (default: "
+        f"{FALSE_POSITIVE_RATE_PER_CASE})",
+    )
+    parser.add_argument(
+        "--guarantee",
+        choices=GUARANTEES,
+        help="make the rate hold on new lesion-free cases, on average per voxel, or per case; needs --healthy-cases "
+        "and at least 1 / R - 1 of them (default: the plain quantile)",
+    )
+    parser.add_argument(
+        "--fdr",
+        type=float,
+        metavar="Q",
+        help="false discovery rate: a threshold for each case, in place of one rate for all; needs --healthy-cases",
+    )
+    parser.add_argument(
+        "--fdr-procedure",
+        choices=PROCEDURES,
+        help=f"with --fdr: {PROCEDURES[1]} holds for any dependence between voxels and finds less (default: "
+        f"{PROCEDURES[0]})",
+    )
+    parser.add_argument(
+        "--p-values", action="store_true", help="also write a p-value map of each case; needs --healthy-cases"
     )
     parser.add_argument("--sigma-mm", type=float, metavar="MM", help=f"Gaussian smoothing (default: {SIGMA_MM})")
     parser.add_argument(
@@ -102,9 +124,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-volume-mm3",
         type=float,
-        default=MIN_VOLUME_MM3,
         metavar="MM3",
-        help="drop components smaller than this (default: %(default)s)",
+        help=f"drop components smaller than this (default: {MIN_VOLUME_MM3}, or as the threshold file guarantees)",
     )
     parser.add_argument(
         "--roi-labels", type=int, nargs="+", metavar="LABEL", help="bones (default: as dataset.json says)"
@@ -123,21 +144,30 @@ def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
     if args.threshold_file:
         threshold = Threshold.load(args.threshold_file)
+        _check_use(threshold, args)
         cases = _cases(args, threshold.channel if args.channel is None else args.channel)
         _refuse_calibration_cases(cases, threshold.cases, args)
+        _refuse_calibration_images(cases, threshold, args)
+        healthy_errors = _bring_healthy_errors(threshold, args)
     else:
         dataset = find_dataset_folder(nnunet_folder("nnUNet_raw"), args.d)
         channel, region = _from_dataset(dataset, args)
         cases = _cases(args, channel)
         calibration_cases = _calibration_cases(dataset, channel, args)
         _refuse_calibration_cases(cases, [case.name for case in calibration_cases], args)
-        threshold = _calibrate(calibration_cases, channel, region, args)
+        threshold, healthy_errors = _calibrate(calibration_cases, channel, region, args)
+        _refuse_calibration_images(cases, threshold, args)
     threshold.save(args.o / "threshold.json")
-    (args.o / "volumes.csv").unlink(missing_ok=True)  # it belongs to the masks of this run, and comes last
-    arguments = [(case.name, (case, args.o, threshold, args.min_volume_mm3)) for case in cases]
-    outcome = run_cases(_make_mask, arguments, args.np, "Anomaly masks")
-    records = {case.name: load_json(_record(args.o, case.name)) for case in cases if case.name not in outcome.failed}
-    _write_volumes([row for record in records.values() for row in record["rows"]], args.o / "volumes.csv")
+    for name in ("volumes.csv", "cases.csv"):
+        (args.o / name).unlink(missing_ok=True)  # it belongs to the masks of this run, and comes last
+    job = MaskJob(args.o, threshold, _min_volume_mm3(args, threshold), healthy_errors, args.p_values)
+    outcome = run_cases(make_mask, [(case.name, (case, job)) for case in cases], args.np, "Anomaly masks")
+    records = {
+        case.name: load_json(record_file(args.o, case.name)) for case in cases if case.name not in outcome.failed
+    }
+    _write_table([row for record in records.values() for row in record["rows"]], COLUMNS, args.o / "volumes.csv")
+    if healthy_errors is not None:
+        _write_table(case_rows(records, healthy_errors), CASE_COLUMNS, args.o / "cases.csv")
     _report(outcome, records, args.o, threshold)
     return outcome.exit_code
 
@@ -148,6 +178,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
             "--calibration-segmentations": args.calibration_segmentations,
             "--healthy-cases": args.healthy_cases,
             "--false-positive-rate": args.false_positive_rate,
+            "--guarantee": args.guarantee,
+            "--fdr": args.fdr,
+            "--fdr-procedure": args.fdr_procedure,
             "--sigma-mm": args.sigma_mm,
             "--erode-mm": args.erode_mm,
             "--roi-labels": args.roi_labels,
@@ -162,12 +195,55 @@ def _check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0 <= value < float("inf"):
             raise SettingsError(f"--{name.replace('_', '-')} is {value}; it has to be a number of at least 0.")
-    rate = args.false_positive_rate
-    if rate is not None and not 0 < rate < 1:
-        raise SettingsError(f"--false-positive-rate is {rate}; it has to lie between 0 and 1.")
+    for name in ("false_positive_rate", "fdr"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} is {value}; it has to lie between 0 and 1.")
+    if args.fdr is not None and (args.guarantee or args.false_positive_rate is not None):
+        raise SettingsError("--fdr finds a threshold for each case: leave out --guarantee and --false-positive-rate.")
+    if args.fdr_procedure and args.fdr is None:
+        raise SettingsError("--fdr-procedure belongs to --fdr. Give the rate: --fdr 0.05.")
+    asked = [("--guarantee", args.guarantee), ("--fdr", args.fdr), ("--p-values", args.p_values or None)]
+    needing = [name for name, value in asked if value is not None]
+    if needing and args.d and not args.healthy_cases:
+        raise SettingsError(
+            f"{', '.join(needing)} takes calibration cases that are known to be lesion-free. List them: "
+            "--healthy-cases FILE."
+        )
     for folder in (args.i, args.s):
         if args.o.resolve() == folder.resolve():
             raise InputError(f"-o {args.o} is an input folder; the masks would replace its files. Choose another.")
+
+
+def _wish(args: argparse.Namespace) -> Wish | None:
+    """The guarantee that the options ask for."""
+    from nnunet_anomaly.error_maps.calibrate import OF_DISCOVERIES, PER_CASE
+    from nnunet_anomaly.error_maps.guarantee import Wish
+
+    if args.fdr is not None:
+        return Wish(OF_DISCOVERIES, args.fdr, args.fdr_procedure or PROCEDURES[0])
+    if args.guarantee:
+        default = FALSE_POSITIVE_RATE_PER_CASE if args.guarantee == PER_CASE else FALSE_POSITIVE_RATE
+        return Wish(args.guarantee, default if args.false_positive_rate is None else args.false_positive_rate)
+    return None
+
+
+def _min_volume_mm3(args: argparse.Namespace, threshold: Threshold | None = None) -> float:
+    if args.min_volume_mm3 is not None:
+        return float(args.min_volume_mm3)
+    return threshold.guarantee.min_volume_mm3 if threshold and threshold.guarantee else MIN_VOLUME_MM3
+
+
+def _check_use(threshold: Threshold, args: argparse.Namespace) -> None:
+    """Refuse to keep small components that a guarantee per case was found without."""
+    from nnunet_anomaly.error_maps.calibrate import PER_CASE
+
+    guarantee = threshold.guarantee
+    if guarantee and guarantee.kind == PER_CASE and _min_volume_mm3(args, threshold) < guarantee.min_volume_mm3:
+        raise SettingsError(
+            f"--min-volume-mm3 is {args.min_volume_mm3:g}, but {args.threshold_file} guarantees its rate per case for "
+            f"components of at least {guarantee.min_volume_mm3:g} mm3. Leave it out, or calibrate again with -d."
+        )
 
 
 # --- what to look at -------------------------------------------------------------------------------------------------
@@ -313,56 +389,157 @@ def _refuse_calibration_cases(cases: Sequence[Case], calibration: Iterable[str],
         )
 
 
+def _refuse_calibration_images(cases: Sequence[Case], threshold: Threshold, args: argparse.Namespace) -> None:
+    """The same image file under another name, and a word on what cases of the calibration void."""
+    known = {digest: name for name, digest in threshold.image_sha256.items()}
+    same = {case.name: known[digest] for case in cases if known and (digest := image_sha256(case)) in known}
+    if not same:
+        return
+    pairs = ", ".join(f"{name} ({other})" for name, other in same.items())
+    if not args.allow_calibration_cases:
+        raise LeakageError(
+            f"These cases have the same image file as a calibration case, named behind them: {pairs}. Take them out of "
+            f"{args.i}, or say --allow-calibration-cases if no figure is to be drawn from them."
+        )
+    print(f"No rate and no p-value holds for calibration cases: {pairs}.")
+
+
+def _bring_healthy_errors(threshold: Threshold, args: argparse.Namespace) -> Path | None:
+    """The lesion-free cases' errors that belong to a threshold file, copied into the output folder; None without.
+
+    Raises:
+        InputError: they are needed and not there, or belong to another threshold.
+    """
+    from nnunet_anomaly.error_maps.calibrate import OF_DISCOVERIES
+
+    source, target = args.threshold_file.with_name(HEALTHY_ERRORS), args.o / HEALTHY_ERRORS
+    belongs = bool(threshold.healthy_errors_sha256)
+    if belongs and source.is_file():
+        if sha256_of([source]) != threshold.healthy_errors_sha256:
+            raise InputError(f"{source} belongs to another threshold than {args.threshold_file}. Copy both together.")
+        place(source, target, copy=True)
+        return target
+    if args.p_values or (threshold.guarantee and threshold.guarantee.kind == OF_DISCOVERIES):
+        missing = f"{source} does not exist; copy it together with {args.threshold_file.name}"
+        raise InputError(
+            f"p-values and false discovery rates take the errors of lesion-free cases: "
+            f"{missing if belongs else f'{args.threshold_file} was calibrated without such cases'}, or calibrate again "
+            "with -d and --healthy-cases."
+        )
+    target.unlink(missing_ok=True)
+    return None
+
+
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 
-def _calibrate(cases: list[Case], channel: int, region: Region, args: argparse.Namespace) -> Threshold:
-    """Histogram of every calibration case (kept in the output folder, so that it is made once), then the threshold."""
+def _calibrate(
+    cases: list[Case], channel: int, region: Region, args: argparse.Namespace
+) -> tuple[Threshold, Path | None]:
+    """Threshold from the calibration cases; with lesion-free ones also the file that holds their errors together."""
     import numpy as np
 
     from nnunet_anomaly.error_maps import calibrate
+    from nnunet_anomaly.error_maps.guarantee import check_number_of_cases, find_threshold
 
+    healthy, wish = args.healthy_cases is not None, _wish(args)
+    if wish:
+        check_number_of_cases(wish, len(cases))
+    histograms, records = _histograms(cases, region, args)
+    rate = FALSE_POSITIVE_RATE if args.false_positive_rate is None else args.false_positive_rate
+    find = calibrate.threshold_at_false_positive_rate if healthy else calibrate.robust_threshold
+    value, guarantee = find(histograms, rate), None
+    images = {name: record["image_sha256"] for name, record in records.items()}
+    _warn_of_copies(images)
+    healthy_errors = args.o / HEALTHY_ERRORS
+    healthy_errors.unlink(missing_ok=True)  # of an earlier run
+    if healthy:
+        together = _put_together(histograms, records, healthy_errors, _min_volume_mm3(args))
+        if wish:
+            (value, guarantee), rate = find_threshold(wish, histograms, together), wish.rate
+    threshold = calibrate.Threshold(
+        value=value,
+        rate=rate,
+        method=calibrate.FROM_LESION_FREE_CASES if healthy else calibrate.FROM_ALL_CASES,
+        cases=list(histograms),
+        n_voxels=sum(histogram.n_voxels for histogram in histograms.values()),
+        spacing_mm=np.median([record["spacing_mm"] for record in records.values()], axis=0).tolist(),
+        sigma_mm=region.sigma_mm,
+        erode_mm=region.erode_mm,
+        roi_labels=region.roi_labels,
+        channel=channel,
+        guarantee=guarantee,
+        healthy_errors_sha256=sha256_of([healthy_errors]) if healthy else "",
+        image_sha256=images,
+    )
+    _describe(threshold, histograms)
+    return threshold, healthy_errors if healthy else None
+
+
+def _histograms(
+    cases: list[Case], region: Region, args: argparse.Namespace
+) -> tuple[dict[str, ErrorHistogram], dict[str, Any]]:
+    """Histogram and record of every calibration case with a voxel in the region; kept, so that each is made once.
+
+    Raises:
+        InputError: a case failed.
+    """
     folder = args.o / "calibration"
-    jobs = [(case.name, (case, folder, region)) for case in cases]
-    outcome = run_cases(_make_histogram, jobs, args.np, "Calibration")
+    min_volume_mm3 = _min_volume_mm3(args) if args.healthy_cases else None
+    jobs = [(case.name, (case, folder, region, min_volume_mm3)) for case in cases]
+    outcome = run_cases(make_histogram, jobs, args.np, "Calibration")
     if outcome.failed:
         raise InputError(
             "There is no threshold without these calibration cases:\n"
             + "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
             + "\nMend them, or leave them out by --healthy-cases; the others are not computed again."
         )
-    histograms = {case.name: _load_histogram(folder / f"{case.name}.npz") for case in cases}
+    histograms = {case.name: load_histogram(folder / f"{case.name}.npz") for case in cases}
     empty = [name for name, histogram in histograms.items() if not histogram.n_voxels]
     if empty:
         print(f"No voxel inside the region of interest, so not used for calibration: {', '.join(empty)}.")
-    rate = FALSE_POSITIVE_RATE if args.false_positive_rate is None else args.false_positive_rate
-    healthy = args.healthy_cases is not None
-    find = calibrate.threshold_at_false_positive_rate if healthy else calibrate.robust_threshold
-    value = find(histograms, rate)
     used = {name: histogram for name, histogram in histograms.items() if histogram.n_voxels}
-    spacings = [load_json(folder / f"{name}.json")["spacing_mm"] for name in used]
-    threshold = calibrate.Threshold(
-        value=value,
-        rate=rate,
-        method=calibrate.FROM_LESION_FREE_CASES if healthy else calibrate.FROM_ALL_CASES,
-        cases=list(used),
-        n_voxels=sum(histogram.n_voxels for histogram in used.values()),
-        spacing_mm=np.median(spacings, axis=0).tolist(),
-        sigma_mm=region.sigma_mm,
-        erode_mm=region.erode_mm,
-        roi_labels=region.roi_labels,
-        channel=channel,
-    )
-    _describe(threshold, used)
-    return threshold
+    return used, {name: load_json(folder / f"{name}.json") for name in used}
+
+
+def _warn_of_copies(images: Mapping[str, str]) -> None:
+    """Warn of calibration cases that count twice."""
+    first: dict[str, str] = {}
+    copies = [
+        f"{name} ({other})" for name, digest in images.items() if (other := first.setdefault(digest, name)) != name
+    ]
+    if copies:
+        print(
+            "Warning: these calibration cases have the same image file as another, named behind them, and count as if "
+            f"they were others: {', '.join(copies)}.",
+            file=sys.stderr,
+        )
+
+
+def _put_together(
+    histograms: Mapping[str, ErrorHistogram], records: Mapping[str, Any], target: Path, min_volume_mm3: float
+) -> HealthyErrors:
+    """Write the lesion-free cases' errors, and warn of cases that do not look lesion-free."""
+    from nnunet_anomaly.error_maps.conformal import HealthyErrors
+    from nnunet_anomaly.error_maps.guarantee import warnings
+
+    peaks = {name: record["peak_error"] for name, record in records.items()}
+    for text in warnings(histograms, peaks):
+        print(f"Warning: {text}", file=sys.stderr)
+    together = HealthyErrors.of(histograms, peaks, min_volume_mm3)
+    together.save(target)
+    return together
 
 
 def _describe(threshold: Threshold, histograms: dict[str, ErrorHistogram]) -> None:
     """Print where the threshold comes from, and how unequal the cases are."""
     from nnunet_anomaly.error_maps.calibrate import FROM_LESION_FREE_CASES
+    from nnunet_anomaly.error_maps.guarantee import in_words
 
     n_cases, percent = len(threshold.cases), f"{100 * threshold.rate:g} %"
-    if threshold.method == FROM_LESION_FREE_CASES:
+    if threshold.guarantee:
+        print(in_words(threshold))
+    elif threshold.method == FROM_LESION_FREE_CASES:
         print(
             f"Threshold {threshold.value:.4g}: at most {percent} of {threshold.n_voxels} voxels of {n_cases} "
             "lesion-free cases lie above it."
@@ -381,97 +558,13 @@ def _describe(threshold: Threshold, histograms: dict[str, ErrorHistogram]) -> No
     )
 
 
-def _make_histogram(case: Case, folder: Path, region: Region) -> bool:
-    """Worker: histogram of one calibration case, then its record; False when both are there already."""
-    import numpy as np
-
-    from nnunet_anomaly.error_maps.calibrate import ErrorHistogram
-    from nnunet_anomaly.label_maps import spacing_zyx_mm
-
-    target, record = folder / f"{case.name}.npz", folder / f"{case.name}.json"
-    source = made_from([case.error_file, case.label_file], region._asdict())
-    if target.exists() and is_up_to_date(record, source):
-        return False
-    record.unlink(missing_ok=True)
-    smoothed, inside, image = _look_inside(case, region)
-    histogram = ErrorHistogram.of(smoothed[inside > 0])
-    with written_whole(target) as temporary:
-        np.savez_compressed(temporary, bins=histogram.bins, counts=histogram.counts)
-    save_json({"made_from": source, "spacing_mm": spacing_zyx_mm(image)}, record)
-    return True
+# --- tables, and what is said ----------------------------------------------------------------------------------------
 
 
-def _load_histogram(path: Path) -> ErrorHistogram:
-    import numpy as np
-
-    from nnunet_anomaly.error_maps.calibrate import ErrorHistogram
-
-    with np.load(path, allow_pickle=False) as content:
-        return ErrorHistogram(content["bins"], content["counts"])
-
-
-# --- masks -----------------------------------------------------------------------------------------------------------
-
-
-def _look_inside(case: Case, region: Region) -> tuple[np.ndarray, np.ndarray, sitk.Image]:
-    """Smoothed error and region of one case, and the image that carries the geometry."""
-    import SimpleITK as sitk
-
-    from nnunet_anomaly.error_maps.calibrate import smoothed_error_inside
-    from nnunet_anomaly.files import read_image
-    from nnunet_anomaly.label_maps import check_same_grid, read_label_map, spacing_zyx_mm
-
-    image = read_image(case.error_file)
-    labels, label_image = read_label_map(case.label_file)
-    check_same_grid(image, case.error_file, label_image, case.label_file)
-    try:
-        smoothed, inside = smoothed_error_inside(
-            sitk.GetArrayFromImage(image),
-            labels,
-            spacing_zyx_mm(image),
-            region.roi_labels.values(),
-            sigma_mm=region.sigma_mm,
-            erode_mm=region.erode_mm,
-        )
-    except InputError as problem:
-        raise InputError(f"{case.error_file}: {problem}") from None
-    return smoothed, inside, image
-
-
-def _record(output: Path, name: str) -> Path:
-    return output / "cases" / f"{name}.json"
-
-
-def _make_mask(case: Case, output: Path, threshold: Threshold, min_volume_mm3: float) -> bool:
-    """Worker: mask of one case, then its record, which says that it is finished; False when both are there."""
-    import numpy as np
-
-    from nnunet_anomaly.error_maps.calibrate import anomaly_mask, anomaly_volumes
-    from nnunet_anomaly.label_maps import spacing_zyx_mm
-
-    target, record = output / f"{case.name}{ENDING}", _record(output, case.name)
-    region = Region(threshold.roi_labels, threshold.sigma_mm, threshold.erode_mm)
-    settings = {"threshold": threshold.value, "min_volume_mm3": min_volume_mm3, **region._asdict()}
-    source = made_from([case.error_file, case.label_file], settings)
-    if target.exists() and is_up_to_date(record, source):
-        return False
-    # a mask made in another way must not outlive a failure of this one
-    record.unlink(missing_ok=True)
-    target.unlink(missing_ok=True)
-    smoothed, inside, image = _look_inside(case, region)
-    spacing_mm = spacing_zyx_mm(image)
-    mask = anomaly_mask(smoothed, inside, spacing_mm, threshold.value, min_volume_mm3=min_volume_mm3)
-    rows = anomaly_volumes(mask, smoothed, inside, spacing_mm, threshold.roi_labels)
-    save_volume(mask.astype(np.uint8), target, image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    rows = [{"case": case.name, **row} for row in rows]
-    save_json({"made_from": source, "spacing_mm": spacing_mm, "rows": rows}, record)
-    return True
-
-
-def _write_volumes(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """CSV, a row per case and bone; the mean and highest error of a bone without anomaly stay empty."""
+def _write_table(rows: Iterable[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
+    """CSV; what a case does not have, such as the mean error of a bone without anomaly, stays empty."""
     with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS)
+        writer = csv.DictWriter(handle, columns)
         writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,17 @@ def smoothed_error_inside(
     return smooth_error(error, spacing_mm, sigma_mm, mask=region > 0), region
 
 
+def bins_of(values: np.ndarray) -> np.ndarray:
+    """Bin (int64) of each error, shape of ``values``: finite and not negative; higher errors have no lower bins."""
+    # + 0 turns -0.0, whose bits would sort last, into 0.0
+    return ((np.asarray(values, np.float32) + np.float32(0)).view(np.uint32) >> _DROPPED_BITS).astype(np.int64)
+
+
+def highest_of_bin(index: int) -> float:
+    """Largest float32 in a bin: an error exceeds it exactly if the error's bin is a higher one."""
+    return float(np.uint32(((index + 1) << _DROPPED_BITS) - 1).view(np.float32))
+
+
 @dataclass(frozen=True, eq=False)
 class ErrorHistogram:
     """How often which error occurs in one case, in bins of 0.1 % relative width.
@@ -183,8 +194,7 @@ class ErrorHistogram:
         values = np.asarray(values, dtype=np.float32).ravel()
         if values.size and not (np.isfinite(values).all() and values.min() >= 0):
             raise ValueError("errors have to be finite and not negative")
-        # + 0 turns -0.0, whose bits would sort last, into 0.0
-        counts = np.bincount(((values + np.float32(0)).view(np.uint32) >> _DROPPED_BITS).astype(np.int64))
+        counts = np.bincount(bins_of(values))
         bins = np.flatnonzero(counts)
         return cls(bins, counts[bins].astype(np.int64))
 
@@ -219,18 +229,14 @@ class ErrorHistogram:
             raise ValueError("an empty histogram has no quantile")
         allowed = math.floor(rate * self.n_voxels * (1 + 1e-12))  # 0.29 * 100 is 28.999999999999996
         above = self.n_voxels - np.cumsum(self.counts)
-        return _highest_of_bin(int(self.bins[np.argmax(above <= allowed)]))
+        return highest_of_bin(int(self.bins[np.argmax(above <= allowed)]))
 
     def share_above(self, threshold: float) -> float:
         """Share of voxels in bins above the one of ``threshold``: exact for an ``upper_quantile``; NaN if empty."""
         if not self.bins.size:
             return math.nan
-        bin_of_threshold = int(ErrorHistogram.of(np.float32(threshold)).bins[0])
+        bin_of_threshold = int(bins_of(np.float32(threshold)))
         return float(self.counts[self.bins > bin_of_threshold].sum() / self.n_voxels)
-
-
-def _highest_of_bin(index: int) -> float:
-    return float(np.uint32(((index + 1) << _DROPPED_BITS) - 1).view(np.float32))
 
 
 def threshold_at_false_positive_rate(histograms: Mapping[str, ErrorHistogram], rate: float) -> float:
@@ -277,7 +283,38 @@ _JSON_KINDS: dict[str, Any] = {
     "list[str]": list,
     "list[float]": list,
     "dict[str, int]": dict,
+    "dict[str, str]": dict,
+    "Guarantee | None": (dict, type(None)),
 }
+
+PER_VOXEL, PER_CASE, OF_DISCOVERIES = "voxel", "case", "discoveries"
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What a threshold promises of new lesion-free cases, if they are exchangeable with the calibration cases.
+
+    Attributes:
+        kind: what is at most ``rate``, on average over new cases and over draws of the calibration cases.
+            ``PER_VOXEL``: the share of a lesion-free case's voxels above the threshold. ``PER_CASE``: the share of
+            lesion-free cases with a component of ``min_volume_mm3`` above it. ``OF_DISCOVERIES``: the false discovery
+            rate; the threshold is then one of each case, and ``Threshold.value`` is the lowest that there can be.
+        rate: the promise.
+        n_cases: calibration cases with voxels in the region.
+        expected_rate: what the calibration cases let expect. Per voxel: their own mean share. Per case: k / (n + 1).
+            Of discoveries: the share of them in which anything is called when the others judge it.
+        interval95: where the rate lies for these very calibration cases, with 95 % confidence.
+        min_volume_mm3: components below it were dropped; per case a smaller one would void the promise.
+        procedure: step-up procedure for discoveries, else empty.
+    """
+
+    kind: str
+    rate: float
+    n_cases: int
+    expected_rate: float
+    interval95: list[float]
+    min_volume_mm3: float
+    procedure: str = ""
 
 
 @dataclass(frozen=True)
@@ -294,6 +331,9 @@ class Threshold:
         sigma_mm, erode_mm: see ``smooth_error`` and ``region_inside``.
         roi_labels: name and label of each part of the region of interest.
         channel: number of the error channel in nnU-Net's file names.
+        guarantee: what it promises of new cases; None for a plain quantile.
+        healthy_errors_sha256: of the file with ``HealthyErrors`` that belongs to it; empty without lesion-free cases.
+        image_sha256: of the calibration cases' image files, by which the same image under another name is found.
     """
 
     value: float
@@ -306,6 +346,9 @@ class Threshold:
     erode_mm: float
     roi_labels: dict[str, int]
     channel: int
+    guarantee: Guarantee | None = None
+    healthy_errors_sha256: str = ""
+    image_sha256: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path | str) -> None:
         """Write as JSON."""
@@ -319,15 +362,27 @@ class Threshold:
             InputError: the file is missing, is not JSON or is not a threshold.
         """
         content = load_json(path)
-        kinds = {item.name: _JSON_KINDS[str(item.type)] for item in fields(cls)}
-        wrong = sorted(set(kinds) ^ set(content)) if isinstance(content, dict) else sorted(kinds)
-        wrong = wrong or [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
+        wrong = _wrong_keys(cls, content)
+        if not wrong and content.get("guarantee") is not None:
+            wrong = [f"guarantee.{key}" for key in _wrong_keys(Guarantee, content["guarantee"])]
         if wrong:
             raise InputError(
                 f"{path} is not a threshold that 'nnunet-anomaly anomalies' wrote: {', '.join(wrong)} missing, unknown "
                 "or of the wrong type. Calibrate again with -d."
             )
+        if content.get("guarantee") is not None:
+            content["guarantee"] = Guarantee(**content["guarantee"])
         return cls(**content)
+
+
+def _wrong_keys(cls: Any, content: Any) -> list[str]:
+    """Fields of a dataclass that JSON content lacks, has of the wrong type, or has too many; defaults may be absent."""
+    items = {item.name: item for item in fields(cls)}
+    if not isinstance(content, dict):
+        return sorted(items)
+    needed = {name for name, item in items.items() if item.default is MISSING and item.default_factory is MISSING}
+    wrong = sorted((needed - set(content)) | (set(content) - set(items)))
+    return wrong or [name for name in content if not isinstance(content[name], _JSON_KINDS[str(items[name].type)])]
 
 
 def anomaly_mask(
@@ -356,6 +411,50 @@ def anomaly_mask(
     kept = counts * math.prod(spacing_mm) >= min_volume_mm3 * (1 - 1e-9)
     kept[0] = False
     return kept[components]
+
+
+def peak_error(
+    smoothed: np.ndarray, region: np.ndarray, spacing_mm: Sequence[float], *, min_volume_mm3: float = 20.0
+) -> float:
+    """Highest error that a component of ``min_volume_mm3`` reaches in all of its voxels: the threshold to empty a mask.
+
+    ``anomaly_mask`` at a threshold finds something exactly if the peak is above the threshold, for every threshold that
+    is the largest float32 of a bin, as all of ours are. With ``min_volume_mm3=0`` it is the highest error.
+
+    Args:
+        smoothed, region: from ``smoothed_error_inside``.
+        spacing_mm: voxel size along every axis.
+        min_volume_mm3: as for ``anomaly_mask``.
+
+    Returns:
+        The largest float32 of a bin; 0 where no component can be that large, and for an empty region.
+    """
+    _check_axes(smoothed, spacing_mm)
+    box = bounding_box(region > 0)
+    if box is None:
+        return 0.0
+    smoothed, region = smoothed[box], region[box]
+    histogram = ErrorHistogram.of(smoothed[region > 0])
+
+    def stands(index: int) -> bool:
+        lowest_bin = int(histogram.bins[index])
+        below = highest_of_bin(lowest_bin - 1) if lowest_bin else -1.0
+        return bool(anomaly_mask(smoothed, region, spacing_mm, below, min_volume_mm3=min_volume_mm3).any())
+
+    # a component stands at every lower level too; steps from the top double, as high levels have few voxels to label
+    voxels_from = np.cumsum(histogram.counts[::-1])[::-1]
+    large = voxels_from * math.prod(spacing_mm) >= min_volume_mm3 * (1 - 1e-9)
+    if not large.any():
+        return 0.0
+    fails, step = int(np.flatnonzero(large)[-1]) + 1, 1
+    while not stands(found := max(fails - step, 0)):
+        if found == 0:
+            return 0.0
+        fails, step = found, 2 * step
+    while fails - found > 1:
+        middle = (fails + found) // 2
+        found, fails = (middle, fails) if stands(middle) else (found, middle)
+    return highest_of_bin(int(histogram.bins[found]))
 
 
 def anomaly_volumes(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage, stats
 
 from nnunet_anomaly.cli.main import main
 
@@ -56,7 +57,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         images, references = (dataset / "imagesTr", dataset / "labelsTr")
         if name in TEST:
             images, references = tmp_path / "images", tmp_path / "labels"
-        write(np.zeros(SHAPE, np.float32), images / f"{name}_0000.nii.gz")
+        write(np.full(SHAPE, seed, np.float32), images / f"{name}_0000.nii.gz")
         write(error(seed, lesion=name in ("knee_03", "test_01")), images / f"{name}_0001.nii.gz")
         write(labels(), references / f"{name}.nii.gz")
     content = {
@@ -219,6 +220,207 @@ def test_other_voxel_sizes_are_named(data, capsys):
     assert "the rate may not hold: test_00." in printed and "1 were there already" in printed
 
 
+# --- guarantees ------------------------------------------------------------------------------------------------------
+
+SMALL = (6, 14, 16)
+
+
+def small_labels() -> np.ndarray:
+    array = np.zeros(SMALL, np.uint8)
+    array[:, 1:13, 1:15] = 1
+    return array
+
+
+def cohort(root: Path, names: list[str], seed: int, images: Path, references: Path, lesion: bool = False) -> None:
+    """Smooth error maps of cases that differ in noise, with a lesion or without."""
+    rng = np.random.default_rng(seed)
+    for index, name in enumerate(names):
+        array = ndimage.gaussian_filter(rng.standard_normal(SMALL) ** 2, 0.8) * np.exp(0.2 * rng.standard_normal())
+        if lesion:
+            array[2:5, 4:9, 4:9] += 8
+        write(np.full(SMALL, seed + index, np.float32), images / f"{name}_0000.nii.gz")
+        write(array.astype(np.float32), images / f"{name}_0001.nii.gz")
+        write(small_labels(), references / f"{name}.nii.gz")
+
+
+def data_set(root: Path, n_healthy: int, new: int, ill: int = 0) -> Path:
+    """Derived data set of healthy cases ``h000`` ..., and new cases: healthy ``new000`` ..., ill ``ill000`` ..."""
+    dataset = root / "raw/Dataset201_Tiny"
+    healthy_cases = [f"h{index:03d}" for index in range(n_healthy)]
+    cohort(root, healthy_cases, 1000, dataset / "imagesTr", dataset / "labelsTr")
+    cohort(root, [f"new{index:03d}" for index in range(new)], 5000, root / "images", root / "labels")
+    cohort(root, [f"ill{index:03d}" for index in range(ill)], 9000, root / "images", root / "labels", lesion=True)
+    content = {
+        "channel_names": {"0": "MR", "1": "noNorm"},
+        "labels": {"background": 0, "femur": 1},
+        "numTraining": n_healthy,
+        "file_ending": ".nii.gz",
+        "anomaly": {"channel_roles": {"0": "image", "1": "error_map"}},
+    }
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    (root / "healthy.txt").write_text("\n".join(healthy_cases))
+    return root
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 lesion-free calibration cases, 200 new lesion-free ones, and 5 with a lesion."""
+    return data_set(tmp_path_factory.mktemp("many"), 40, 200, 5)
+
+
+@pytest.fixture
+def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    return data_set(tmp_path, 19, 2, 1)
+
+
+def case_table(folder: Path) -> dict[str, dict[str, str]]:
+    with open(folder / "cases.csv", newline="", encoding="utf-8") as handle:
+        return {row["case"]: row for row in csv.DictReader(handle)}
+
+
+def test_stated_rates_hold_on_200_new_cases(many, monkeypatch, capsys):
+    """One draw of the calibration cases: the rates lie where the theory says that they lie for one draw."""
+    monkeypatch.setenv("nnUNet_raw", str(many / "raw"))
+    options = ("--sigma-mm", 0.8, "--erode-mm", 0, "--min-volume-mm3", 2)
+    per_case = ("--guarantee", "case", "--false-positive-rate", 0.1, "--p-values", *options)
+    assert anomalies(many, *healthy(many), *per_case) == 0
+    out = many / "out"
+    assert "in at most 10 % of new lesion-free cases" in capsys.readouterr().out
+    guarantee = json.loads((out / "threshold.json").read_text())["guarantee"]
+    assert guarantee["kind"] == "case" and guarantee["n_cases"] == 40 and guarantee["min_volume_mm3"] == 2
+    assert guarantee["expected_rate"] == pytest.approx(4 / 41)
+    table = case_table(out)
+    new = [name for name in table if name.startswith("new")]
+
+    # per case: 4 of 41 on average; for one set of calibration cases and 200 new ones beta-binomial
+    not_empty = {name for name in table if read(out / f"{name}.nii.gz").any()}
+    low, high = stats.betabinom.interval(0.99, 200, 4, 37)
+    assert low <= sum(name in not_empty for name in new) <= high
+    assert {name for name in table if name.startswith("ill")} <= not_empty
+    # the mask is empty exactly where the case's p-value is above the rate
+    assert not_empty == {name for name, row in table.items() if float(row["p_value"]) <= 0.1}
+    assert all(float(row["q_value"]) >= float(row["p_value"]) >= 1 / 41 - 1e-6 for row in table.values())
+
+    # per voxel: the mean share of voxels with p <= rate, within three standard errors of new and calibration cases
+    maps = np.stack([read(out / f"p_values/{name}.nii.gz") for name in new])
+    assert maps.dtype == np.float32 and (maps[:, small_labels() == 0] == 1).all()
+    inside = maps[:, small_labels() > 0]
+    assert inside.min() == pytest.approx(1 / 41) or inside.min() > 1 / 41
+    for rate in (0.03, 0.05, 0.1, 0.3):
+        shares = (inside <= rate).mean(axis=1)
+        error = shares.std() * np.sqrt(1 / 200 + 1 / 40)
+        assert rate - 1 / 41 - 3 * error <= shares.mean() <= rate + 3 * error
+
+    # by false discovery rate, with the calibration that is there already
+    stamp = (out / "calibration/h000.npz").stat().st_mtime_ns
+    assert anomalies(many, *healthy(many), "--fdr", 0.1, *options) == 0
+    assert (out / "calibration/h000.npz").stat().st_mtime_ns == stamp
+    assert "benjamini-hochberg at a false discovery rate of 10 %" in capsys.readouterr().out
+    guarantee = json.loads((out / "threshold.json").read_text())["guarantee"]
+    wrong = sum(read(out / f"{name}.nii.gz").any() for name in new)
+    assert stats.binomtest(wrong, 200).proportion_ci(method="exact").low <= 0.1
+    assert guarantee["interval95"][0] <= guarantee["expected_rate"] <= guarantee["interval95"][1]
+    found = np.stack([read(out / f"{name}.nii.gz") for name in table if name.startswith("ill")]) > 0
+    assert found[:, 2:5, 4:9, 4:9].mean() > 0.9
+    thresholds = {name: row["threshold"] for name, row in case_table(out).items()}
+    assert len({value for name, value in thresholds.items() if name.startswith("ill")}) > 1
+    assert "" in thresholds.values()  # where nothing is a discovery there is no threshold
+
+
+def test_the_mask_per_voxel_is_where_the_p_value_is_at_most_the_rate(few):
+    options = ("--erode-mm", 0, "--min-volume-mm3", 0, "--p-values")
+    assert anomalies(few, *healthy(few), "--guarantee", "voxel", "--false-positive-rate", 0.12, *options) == 0
+    for name in ("new000", "new001", "ill000"):
+        p_values = read(few / f"out/p_values/{name}.nii.gz")
+        np.testing.assert_array_equal(read(few / f"out/{name}.nii.gz"), p_values <= 0.12)
+    image, ours = (
+        sitk.ReadImage(str(few / path)) for path in ("images/new000_0000.nii.gz", "out/p_values/new000.nii.gz")
+    )
+    for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(ours, geometry)() == pytest.approx(getattr(image, geometry)())
+
+
+@pytest.mark.parametrize("options", [("--guarantee", "case"), ("--fdr", 0.1, "--fdr-procedure", "benjamini-yekutieli")])
+def test_a_guarantee_travels_with_its_errors(few, capsys, options):
+    assert anomalies(few, *healthy(few), *options, "--min-volume-mm3", 4, "--p-values") == 0
+    path = few / "out/threshold.json"
+    (few / "raw").rename(few / "gone")
+    assert anomalies(few, "--threshold-file", path, "--p-values", output="again") == 0
+    whole = {name: content for name, content in snapshot(few / "out").items() if "calibration" not in name}
+    assert snapshot(few / "again") == whole
+    assert "p_values/ill000.nii.gz" in whole and "healthy_errors.npz" in whole
+
+    other = few / "healthy_errors.npz"
+    (few / "out/healthy_errors.npz").rename(other)
+    capsys.readouterr()
+    assert anomalies(few, "--threshold-file", path, "--p-values", output="third") == 2
+    assert "copy it together with threshold.json" in capsys.readouterr().err
+    (few / "out/healthy_errors.npz").write_bytes(other.read_bytes()[:-1] + b"x")
+    assert anomalies(few, "--threshold-file", path, "--p-values", output="third") == 2
+    assert "belongs to another threshold" in capsys.readouterr().err
+    assert not (few / "third").exists()
+
+
+def test_smaller_components_would_void_a_rate_per_case(few, capsys):
+    assert anomalies(few, *healthy(few), "--guarantee", "case", "--min-volume-mm3", 4) == 0
+    path = few / "out/threshold.json"
+    assert anomalies(few, "--threshold-file", path, "--min-volume-mm3", 3, output="again") == 2
+    assert "components of at least 4 mm3" in capsys.readouterr().err
+    assert anomalies(few, "--threshold-file", path, "--min-volume-mm3", 5, output="again") == 0
+
+
+def test_too_few_cases_are_refused_before_any_is_read(few, capsys):
+    assert anomalies(few, *healthy(few), "--guarantee", "voxel") == 2
+    message = capsys.readouterr().err
+    assert "at least 99 lesion-free calibration cases" in message and "there are 19" in message and "0.05" in message
+    assert not (few / "out").exists()
+    assert anomalies(few, *healthy(few), "--fdr", 0.04) == 2
+    assert "at least 24" in capsys.readouterr().err
+    # with 19 cases 0.05 is the lowest: only who is above all of them is called
+    assert anomalies(few, *healthy(few), "--guarantee", "case") == 0
+
+
+def test_a_lesion_in_a_case_that_is_listed_as_lesion_free_is_named(few, capsys):
+    images = few / "raw/Dataset201_Tiny/imagesTr"
+    assert anomalies(few, *healthy(few)) == 0
+    assert "Warning" not in capsys.readouterr().err
+    array = read(images / "h007_0001.nii.gz")
+    array[2:5, 4:9, 4:9] += 30
+    write(array, images / "h007_0001.nii.gz")
+    write(read(images / "h011_0001.nii.gz") / 50, images / "h011_0001.nii.gz")
+    (images / "h003_0000.nii.gz").write_bytes((images / "h002_0000.nii.gz").read_bytes())
+    assert anomalies(few, *healthy(few)) == 0
+    message = capsys.readouterr().err
+    assert "Do they have lesions?" in message and "h007 (" in message
+    assert "median errors" in message and "h011 (" in message and "h003 (h002)" in message
+
+
+def test_the_image_of_a_calibration_case_under_another_name_is_refused(few, capsys):
+    """Its error map differs, as it is by all folds' networks, but its image is the same file."""
+    source = few / "raw/Dataset201_Tiny/imagesTr/h004_0000.nii.gz"
+    (few / "images/new001_0000.nii.gz").write_bytes(source.read_bytes())
+    assert anomalies(few, *healthy(few), "--guarantee", "case") == 2
+    assert "new001 (h004)" in capsys.readouterr().err and not list((few / "out").glob("*.nii.gz"))
+    assert anomalies(few, *healthy(few), "--guarantee", "case", "--allow-calibration-cases") == 0
+    assert "No rate and no p-value holds for calibration cases: new001 (h004)" in capsys.readouterr().out
+
+
+def test_what_an_earlier_run_wrote_otherwise_does_not_stay(few):
+    assert anomalies(few, *healthy(few), "--p-values") == 0
+    assert (few / "out/p_values/new000.nii.gz").exists() and len(case_table(few / "out")) == 3
+    assert anomalies(few, "-d", 201) == 0
+    assert not list((few / "out/p_values").glob("*")) and not (few / "out/cases.csv").exists()
+    assert not (few / "out/healthy_errors.npz").exists()
+
+
+def test_a_case_without_bone_has_no_p_value(few):
+    write(np.zeros(SMALL, np.uint8), few / "labels/new001.nii.gz")
+    assert anomalies(few, *healthy(few), "--guarantee", "case", "--p-values") == 0
+    row = case_table(few / "out")["new001"]
+    assert (row["p_value"], row["q_value"]) == ("", "") and (read(few / "out/p_values/new001.nii.gz") == 1).all()
+
+
 # --- going on, and failing -------------------------------------------------------------------------------------------
 
 
@@ -325,6 +527,12 @@ def test_masks_of_calibration_cases_are_refused(data, capsys):
         (["-d", 201, "--false-positive-rate", 1], "--false-positive-rate is 1.0"),
         (["-d", 201, "--healthy-cases", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--threshold-file", "nowhere.json"], "nowhere.json does not exist"),
+        (["-d", 201, "--guarantee", "case"], "--guarantee takes calibration cases that are known to be lesion-free"),
+        (["-d", 201, "--p-values"], "--p-values takes"),
+        (["-d", 201, "--fdr", 1.5], "--fdr is 1.5"),
+        (["-d", 201, "--fdr", 0.1, "--guarantee", "voxel"], "leave out --guarantee and --false-positive-rate"),
+        (["-d", 201, "--fdr-procedure", "benjamini-yekutieli"], "belongs to --fdr"),
+        (["--threshold-file", "x.json", "--guarantee", "case"], "--guarantee cannot be given with --threshold-file"),
         (["--threshold-file", "x.json", "--sigma-mm", 2, "--roi-labels", 1], "--sigma-mm, --roi-labels cannot"),
     ],
 )
