@@ -20,7 +20,7 @@ from nnunet_anomaly.label_maps import as_label_map
 # HU that a scanner stores; what an image has beyond them stays allowed
 CT_RANGE_HU = (-1024.0, 3071.0)
 # a default corruption is at most this share of the image's second longest side in radius
-LARGEST_SHARE_OF_SIDE = 0.2
+LARGEST_SHARE_OF_SIDE = 0.25
 # connected parts of a label that are smaller than this share of its largest get no corruption: they are specks
 SMALLEST_PART = 0.1
 # the region's surroundings reach so far, in radii of its largest structure: tissue, seldom the air around a patient

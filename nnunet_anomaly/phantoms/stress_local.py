@@ -13,11 +13,12 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.geometry import bounding_box
 from nnunet_anomaly.phantoms.fields import smooth_step, spline_field
 from nnunet_anomaly.phantoms.implants import arrival_times
 from nnunet_anomaly.phantoms.stress_case import Case, Change, Dose, Site, ball_radius, ball_volume
 
-LESION_SHARE, PIECE_SHARE, DEFORMATION_SHARE = 0.7, 0.7, 1.0  # of the structure's radius
+LESION_SHARE, PIECE_SHARE, DEFORMATION_SHARE = 0.8, 0.9, 1.5  # of the structure's radius
 LESION_EDGE = 0.6  # width of a lesion's border, as a share of its radius at severity 1
 PATCHINESS = 0.3  # up to this share a lesion is weaker here and there
 FASTEST = 1.3  # speed of a front; the box around it is as much wider than its time
@@ -37,6 +38,15 @@ class Front:
     times: np.ndarray  # float32, infinite where the front never comes
     order: np.ndarray  # flat indices of the voxels reached, by time
     voxel_size: float
+
+    def until(self, time: float) -> Front:
+        """The front in the smallest box that holds it at a time, and beyond that no more."""
+        inner = bounding_box(self.times <= time)
+        assert inner is not None  # it starts at time 0
+        box = tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(self.box, inner, strict=True))
+        times = self.times[inner]
+        places = np.flatnonzero(times <= time)
+        return Front(box, times, places[np.argsort(times.flat[places], kind="stable")], self.voxel_size)
 
     def border(self, volume: float) -> tuple[float, int]:
         """Time at which the front holds a volume (mm^3; 2-D: area), and the number of its voxels, at least one."""
@@ -75,7 +85,8 @@ def grow_front(
     """
     volume = ball_volume(radius_mm, allowed.ndim)
     seed = int(rng.integers(2**63))
-    for limit_mm in (1.8 * radius_mm + edge_mm, 3.6 * radius_mm + edge_mm, np.inf):
+    # a front costs by the voxels that it visits: go no farther than a narrow region makes necessary
+    for limit_mm in (*(reach * radius_mm + 0.5 * edge_mm for reach in (1.4, 2.2, 4.0)), np.inf):
         box = _box_around(site.voxel, allowed.shape, [FASTEST * limit_mm / size + 2 for size in spacing_mm])
         field = smooth_field(allowed[box].shape, spacing_mm, 0.6 * radius_mm, np.random.default_rng(seed))
         speed = np.minimum(np.exp(np.float32(roughness) * field), np.float32(FASTEST))
@@ -85,13 +96,13 @@ def grow_front(
         front = Front(box, times, places[np.argsort(times.flat[places], kind="stable")], float(np.prod(spacing_mm)))
         held = places.size * front.voxel_size
         if held >= volume and front.border(volume)[0] + 0.5 * edge_mm <= limit_mm:
-            return front
+            break
     if held < volume:
         raise InputError(
             f"Case {name}: a corruption of radius {radius_mm:g} mm does not fit: what is connected with voxel "
             f"{site.voxel} is as large as a ball of {ball_radius(held, allowed.ndim):.3g} mm. Ask for a smaller one."
         )
-    return front
+    return front.until(front.border(volume)[0] + 0.5 * edge_mm)
 
 
 def smooth_field(
@@ -117,8 +128,14 @@ def _floats(case: Case, box: tuple[slice, ...]) -> list[np.ndarray]:
     return [image[box].astype(np.float32) for image in case.images]
 
 
-def _drawn(site: Site, dose: Dose, radius_mm: float) -> dict[str, object]:
-    return {"voxel": list(site.voxel), "radius_mm": round(dose.severity * radius_mm, 4)}
+def _drawn(case: Case, site: Site, dose: Dose, radius_mm: float) -> dict[str, object]:
+    return {"voxel": list(site.voxel), "radius_mm": round(_ball_now(case, dose, radius_mm)[0], 4)}
+
+
+def _ball_now(case: Case, dose: Dose, radius_mm: float) -> tuple[float, float]:
+    """Radius and volume at the severity, of a radius at severity 1: the volume is proportional to severity."""
+    volume = dose.severity * ball_volume(radius_mm, case.labels.ndim)
+    return ball_radius(volume, case.labels.ndim), volume
 
 
 # ---- lesions ----
@@ -137,16 +154,15 @@ def dark_lesion(case: Case, dose: Dose, rng: np.random.Generator) -> Change:
 def _lesion(case: Case, dose: Dose, rng: np.random.Generator, sign: float) -> Change:
     """Intensity added in all channels, over the tissue's own texture, and confined to the region.
 
-    The radius is proportional to severity, the contrast goes from half to whole (``strength``, in robust standard
+    The volume is proportional to severity, the contrast goes from half to whole (``strength``, in robust standard
     deviations). It saturates toward the brightest (darkest) of the region and its surroundings, which no voxel passes,
     so that a lesion never looks like nothing that the scanner shows; what is beyond already stays as it is.
     """
     site = case.draw_site(rng)
     radius_mm = case.radius_mm(site, LESION_SHARE, dose.size_mm)
-    dimensions = case.labels.ndim
     edge_mm = LESION_EDGE * radius_mm
     front = grow_front(case.name, case.region, site, radius_mm, edge_mm, case.spacing_mm, rng)
-    volume = ball_volume(dose.severity * radius_mm, dimensions)
+    volume = _ball_now(case, dose, radius_mm)[1]
     patches = smooth_field(front.times.shape, case.spacing_mm, 0.5 * radius_mm, rng)
     weight = front.weight(volume, edge_mm) * (1 - np.float32(PATCHINESS) * np.clip(0.5 + 0.5 * patches, 0, 1))
     contrast = dose.strength * (0.5 + 0.5 * dose.severity)
@@ -156,7 +172,7 @@ def _lesion(case: Case, dose: Dose, rng: np.random.Generator, sign: float) -> Ch
         room = np.maximum(sign * (np.float32(bound) - part), 0)
         share = -np.expm1(-weight * np.float32(contrast * scale.sd) / np.maximum(room, np.float32(1e-6 * scale.sd)))
         values.append(part + sign * room * share)
-    drawn = {**_drawn(site, dose, radius_mm), "contrast_sd": round(contrast, 4)}
+    drawn = {**_drawn(case, site, dose, radius_mm), "contrast_sd": round(contrast, 4)}
     return Change(front.box, values, front.region(volume), drawn)
 
 
@@ -180,7 +196,7 @@ def foreign_patch(case: Case, dose: Dose, rng: np.random.Generator) -> Change:
         patch[tuple(reached.T)] = _donor_values(case, dose.donor, channel, centre, offsets_mm)
         values.append(part + weight * (patch - part))
     source = {"donor": dose.donor.name if dose.donor else case.name, "donor_voxel": [float(at) for at in centre]}
-    return Change(front.box, values, anomaly, {**_drawn(site, dose, radius_mm), **source})
+    return Change(front.box, values, anomaly, {**_drawn(case, site, dose, radius_mm), **source})
 
 
 def missing_tissue(case: Case, dose: Dose, rng: np.random.Generator) -> Change:
@@ -193,7 +209,7 @@ def missing_tissue(case: Case, dose: Dose, rng: np.random.Generator) -> Change:
     for part, scale in zip(_floats(case, front.box), case.scales, strict=True):
         grain = rng.standard_normal(part.shape, dtype=np.float32) * np.float32(scale.grain)
         values.append(part + weight * np.minimum(np.float32(scale.dark) + grain - part, 0))
-    return Change(front.box, values, anomaly, _drawn(site, dose, radius_mm))
+    return Change(front.box, values, anomaly, _drawn(case, site, dose, radius_mm))
 
 
 def _piece(
@@ -202,10 +218,9 @@ def _piece(
     """A roundish, sharp piece around a voxel of the region, whatever lies there, with its weight and its mask."""
     site = case.draw_site(rng, on_surface=on_surface)
     radius_mm = case.radius_mm(site, PIECE_SHARE, dose.size_mm)
-    dimensions = case.labels.ndim
     everywhere = np.ones(case.labels.shape, dtype=bool)
     front = grow_front(case.name, everywhere, site, radius_mm, _sharp_mm(case), case.spacing_mm, rng, roughness=0.3)
-    volume = ball_volume(dose.severity * radius_mm, dimensions)
+    volume = _ball_now(case, dose, radius_mm)[1]
     weight = np.float32(dose.strength) * front.weight(volume, _sharp_mm(case))
     return site, radius_mm, front, weight, front.region(volume)
 

@@ -25,7 +25,7 @@ ERASED_BACKGROUND = 0.2
 
 
 def metal(case: Case, dose: Dose, rng: np.random.Generator) -> Change:
-    """A metal pin in the region, whose radius is proportional to severity: streaks in CT, a signal void elsewhere.
+    """A metal pin in the region, whose cross-section is proportional to severity: streaks in CT, a void elsewhere.
 
     In CT the pin has 3000 HU and every slice along axis 0 that it meets (a 2-D image is one slice) has bright and dark
     rays. In all other images there is a void of 2.5 times its radius, with bright pile-up on two sides. ``strength``
@@ -33,6 +33,7 @@ def metal(case: Case, dose: Dose, rng: np.random.Generator) -> Change:
     """
     site = case.draw_site(rng)
     radius_mm = case.radius_mm(site, METAL_SHARE, dose.size_mm)
+    thickness_mm = float(np.sqrt(dose.severity)) * radius_mm
     directions = rng.standard_normal((2, case.labels.ndim))
     along, across = np.linalg.qr(directions.T)[0].T  # two perpendicular directions
     streaks_seed = int(rng.integers(2**63))
@@ -47,19 +48,19 @@ def metal(case: Case, dose: Dose, rng: np.random.Generator) -> Change:
     for channel, scale in enumerate(case.scales):
         part = case.images[channel][box].astype(np.float32)
         if case.is_ct(channel):
-            share = _share(case, axis_mm, dose.severity * radius_mm)
+            share = _share(case, axis_mm, thickness_mm)
             rays = _rays(case, axis_mm, radius_mm, dose, np.random.default_rng(streaks_seed))
             values.append((1 - share) * (part + rays) + share * np.float32(METAL_HU))
             anomaly |= (share >= 0.5) | (np.abs(rays) >= 0.5 * scale.sd)
         else:
-            void, rim = _void_and_rim(case, site, box, axis_mm, along, across, dose.severity * radius_mm)
+            void, rim = _void_and_rim(case, site, box, axis_mm, along, across, thickness_mm)
             rim *= np.float32(RIM_SD * dose.strength)
             lit = part + rim * np.float32(scale.sd)
             values.append(lit + void * (np.minimum(np.float32(scale.low), part) - lit))
-            anomaly |= axis_mm <= ARTEFACT * VOID * dose.severity * radius_mm
+            anomaly |= axis_mm <= ARTEFACT * VOID * thickness_mm
     drawn = {
         "voxel": list(site.voxel),
-        "radius_mm": round(dose.severity * radius_mm, 4),
+        "radius_mm": round(thickness_mm, 4),
         "length_mm": round(2 * half, 4),
         "direction": [round(float(part), 6) for part in along],
     }
@@ -73,7 +74,7 @@ def _share(case: Case, axis_mm: np.ndarray, radius_mm: float) -> np.ndarray:
 def _rays(case: Case, axis_mm: np.ndarray, radius_mm: float, dose: Dose, rng: np.random.Generator) -> np.ndarray:
     """Streaks of the pin at severity 1, weaker with the square root of its area in each slice, as these grow."""
     largest = _share(case, axis_mm, radius_mm)
-    share = _share(case, axis_mm, dose.severity * radius_mm)
+    share = _share(case, axis_mm, float(np.sqrt(dose.severity)) * radius_mm)
     flat = largest.ndim == 2
     spacing_mm = (1.0, *case.spacing_mm) if flat else case.spacing_mm
     rays = streaks(largest[None] if flat else largest, spacing_mm, rng)

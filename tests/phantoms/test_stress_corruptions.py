@@ -367,10 +367,10 @@ def test_lesions_lie_in_the_region_and_stay_within_what_the_scanner_shows(seed, 
 
 def test_lesion_is_strongest_inside_and_fades_at_its_border():
     case = body((40, 60, 60), (1.0, 1.0, 1.0), dtype=np.float32)
-    result = corrupt(case, "bright_lesion", 1.0, seed=1, size_mm=8.0)
+    result = corrupt(case, "bright_lesion", 1.0, seed=1, size_mm=8.0, strength=0.2)  # far from saturation
     depth = ndimage.distance_transform_edt(result.anomaly)
     away = difference(case, result)
-    assert away[depth > 4].mean() > 1.5 * away[(depth > 0) & (depth <= 1)].mean()
+    assert away[depth > 4].mean() > 1.2 * away[(depth > 0) & (depth <= 1)].mean()
     assert 0 < away[result.changed & ~result.anomaly].mean() < away[(depth > 0) & (depth <= 1)].mean()
 
 
@@ -573,7 +573,7 @@ def test_region_decides_where_and_structures_decide_how_large():
         records = [corrupt(case, "bright_lesion", 1.0, seed=seed).record for seed in range(8)]
         assert all(labels[tuple(record["voxel"])] == label and record["voxel"] != [2, 2, 2] for record in records)
         side = {1: 20 * 30 * 30, 2: 216}[label]
-        expected = min(0.7 * (0.75 * side / np.pi) ** (1 / 3), 0.2 * 60)
+        expected = min(0.8 * (0.75 * side / np.pi) ** (1 / 3), 0.25 * 60)
         assert records[0]["radius_mm"] == pytest.approx(expected, rel=1e-3)
     # by voxels most corruptions of both labels hit the large one, but specks none
     sites = [case.draw_site(np.random.default_rng(seed)).voxel for seed in range(20)]
