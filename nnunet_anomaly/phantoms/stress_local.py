@@ -238,7 +238,9 @@ def _draw_centre(
     offsets_mm: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Where in the donor the patch is taken from: the most foreign and most textured of some random places.
+    """Where in the donor the patch is taken from: of some random places, tissue that looks foreign and has texture.
+
+    Tissue has intensities of the region's surroundings: air around the patient makes no patch if anything else can.
 
     Raises:
         InputError: the patch does not fit into the donor, or nowhere else into the case itself.
@@ -264,9 +266,12 @@ def _draw_centre(
     for centre in centres:
         there = _donor_values(case, donor, 0, centre, some)
         foreign = float(np.abs(there - here).mean()) / case.scales[0].sd
-        scores.append(min(foreign, 1.5) + min(float(there.std()) / case.scales[0].sd, 1.0))
-    if donor is None and max(scores) == 0:
-        raise InputError(f"Case {case.name}: no other place of the image looks different, so no patch is foreign.")
+        texture = float(there.std()) / case.scales[0].sd
+        tissue = float(((there >= case.scales[0].low) & (there <= case.scales[0].high)).mean())
+        looks = (min(foreign, 1.5) + min(texture, 1.0)) * tissue**2 + 1e-3 * min(foreign, 1.0)
+        scores.append(looks if foreign > 0 else 0.0)
+    if max(scores) == 0:
+        raise InputError(f"Case {case.name}: no place of {source.name} looks different, so no patch is foreign.")
     return centres[int(np.argmax(scores))]
 
 

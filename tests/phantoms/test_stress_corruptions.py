@@ -1,6 +1,8 @@
 """Named corruptions of the stress test: what severity, seed and dtype promise, of every one; then each by itself."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -343,6 +345,15 @@ def test_an_image_of_one_value_is_refused(name):
         corrupt(flat, name, 0.5)
 
 
+def test_they_share_no_code_with_training():
+    code = (
+        "import sys, nnunet_anomaly.phantoms.stress_corruptions; "
+        "print([name for name in sys.modules if name.startswith(('nnunet_anomaly.augmentation', 'torch', 'batchgen'))])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
 def test_levels():
     assert [as_severity(level) for level in LEVELS] == [0.0, 0.25, 0.5, 1.0]
     assert as_severity("0.3") == as_severity(0.3) == 0.3
@@ -418,6 +429,25 @@ def test_foreign_patch_from_a_donor_has_the_cases_intensities():
     ct = body(ct=True)
     denser = replace(body(ct=True, name="other", seed=4), images=(body(ct=True, seed=4).images[0] + 500,))
     assert difference(ct, corrupt(ct, "foreign_patch", 1.0, donor=denser)).max() > 200  # HU stay what they are
+
+
+def test_foreign_patch_prefers_tissue_to_air():
+    case = body((30, 60, 56), (1.0, 1.0, 1.0))
+    for seed in range(5):
+        result = corrupt(case, "foreign_patch", 1.0, seed=seed)
+        assert (result.images[0][result.anomaly] < 60).mean() < 0.25
+
+
+def test_no_patch_is_foreign_where_everything_is_the_same():
+    stripes = np.tile(np.arange(2.0), (24, 12)) * 100  # another place is the same stripes, moved by one
+    labels = np.zeros(stripes.shape, np.uint8)
+    labels[8:16, 8:16] = 1
+    moved = corrupt(Case("stripes", (stripes,), labels, (1.0, 1.0)), "foreign_patch", 1.0)
+    assert (moved.record["donor_voxel"][1] - moved.record["voxel"][1]) % 2 == 1
+    flat = np.full(labels.shape, 50.0)
+    flat[7, 7] = 100.0  # a patch of one voxel meets it nowhere
+    with pytest.raises(InputError, match="no place of twin looks different"):
+        corrupt(Case("twin", (flat,), labels, (1.0, 1.0)), "foreign_patch", 1.0, size_mm=0.4)
 
 
 def test_bad_donors_are_refused():
