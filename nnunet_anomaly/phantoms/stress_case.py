@@ -235,7 +235,7 @@ class Case:
         assert box is not None
         lines = np.moveaxis(image[box], axis, -1)
         lines = lines[(slice(None, None, thinning(lines.shape)),) * (lines.ndim - 1)]
-        return 1.4826 * float(np.median(np.abs(np.diff(lines.astype(np.float32), axis=-1)))) / np.sqrt(2.0)
+        return float(1.4826 * np.median(np.abs(np.diff(lines.astype(np.float32), axis=-1))) / np.sqrt(2.0))
 
     def limits(self, channel: int) -> tuple[float, float]:
         """Lowest and highest value that a corrupted channel may have: those of its dtype, of HU, and of a magnitude.

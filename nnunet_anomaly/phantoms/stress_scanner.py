@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnunet_anomaly.geometry import bounding_box
 from nnunet_anomaly.phantoms.fields import capsule, occupancy, rician_noise, smooth_step, spline_field
 from nnunet_anomaly.phantoms.metal import METAL_HU, streaks
 from nnunet_anomaly.phantoms.stress_case import Case, Change, Dose, Scale, Site
@@ -43,7 +42,7 @@ def metal(case: Case, dose: Dose, rng: np.random.Generator) -> Change:
     axis_mm = np.broadcast_to(capsule(point, -half * along, half * along, 0.0), _shape(box)).astype(np.float32)
     has_ct = any(case.is_ct(channel) for channel in range(len(case.images)))
     if has_ct:  # rays reach beyond the pin's box
-        box, axis_mm = _along_slices(case, box, axis_mm, radius_mm)
+        box, axis_mm = _along_slices(case, box, axis_mm)
     values, anomaly = [], np.zeros(_shape(box), dtype=bool)
     for channel, scale in enumerate(case.scales):
         part = case.images[channel][box].astype(np.float32)
@@ -106,21 +105,11 @@ def _void_and_rim(
     return void.astype(np.float32), rim.astype(np.float32)
 
 
-def _along_slices(
-    case: Case, box: tuple[slice, ...], axis_mm: np.ndarray, radius_mm: float
-) -> tuple[tuple[slice, ...], np.ndarray]:
-    """The box widened to whole slices that the pin meets, and the distance to its axis there (infinite outside)."""
-    if case.labels.ndim == 2:
-        slices: tuple[slice, ...] = ()
-        kept = axis_mm
-    else:
-        met = bounding_box(_share(case, axis_mm, radius_mm) > 0)
-        assert met is not None  # the pin's middle is a voxel
-        slices = (slice(box[0].start + met[0].start, box[0].start + met[0].stop),)
-        kept = axis_mm[met[0]]
-    wide = (*slices, *(slice(0, length) for length in case.labels.shape[-2:]))
+def _along_slices(case: Case, box: tuple[slice, ...], axis_mm: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The box widened to whole slices, and the distance to the pin's axis there (very large outside of the box)."""
+    wide = (*box[:-2], *(slice(0, length) for length in case.labels.shape[-2:]))
     distance_mm = np.full(_shape(wide), np.float32(1e6))
-    distance_mm[(Ellipsis, box[-2], box[-1])] = kept
+    distance_mm[(Ellipsis, box[-2], box[-1])] = axis_mm
     return wide, distance_mm
 
 

@@ -540,6 +540,14 @@ def test_metal_in_mr_is_a_void_with_bright_sides():
     assert distance.max() < 0.5 * result.record["length_mm"] + 2 * 2.5 * 2.0 + 1
 
 
+def test_metal_in_a_case_with_ct_and_others_is_in_each_what_it_is_alone():
+    ct, mr = body((30, 60, 56), (1.0, 1.0, 1.0), ct=True), body((30, 60, 56), (1.0, 1.0, 1.0))
+    both = replace(ct, images=(*ct.images, *mr.images), channel_names=("CT", "T1"))
+    result = corrupt(both, "metal", 0.8, size_mm=1.5)
+    for channel, case in enumerate((ct, mr)):
+        np.testing.assert_array_equal(result.images[channel], corrupt(case, "metal", 0.8, size_mm=1.5).images[0])
+
+
 def test_bias_field_is_smooth_and_multiplies():
     case = body((30, 60, 56), (1.0, 1.0, 1.0), dtype=np.float32, channels=2)
     result = corrupt(case, "bias_field", 1.0, seed=1)
