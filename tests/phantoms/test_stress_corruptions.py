@@ -613,9 +613,36 @@ def test_region_decides_where_and_structures_decide_how_large():
         side = {1: 20 * 30 * 30, 2: 216}[label]
         expected = min(0.8 * (0.75 * side / np.pi) ** (1 / 3), 0.25 * 60)
         assert records[0]["radius_mm"] == pytest.approx(expected, rel=1e-3)
-    # by voxels most corruptions of both labels hit the large one, but specks none
-    sites = [case.draw_site(np.random.default_rng(seed)).voxel for seed in range(20)]
-    assert all(labels[site] == 2 for site in sites)
+
+
+def test_specks_are_not_hit():
+    labels = np.zeros((20, 40, 40), np.uint8)
+    labels[8:14, 20:26, 20:26] = 1
+    labels[::4, ::4, :16:4] = 1  # 200 single voxels beside 216 in one part
+    case = Case("specks", (np.random.default_rng(0).normal(100, 10, labels.shape),), labels, (1.0, 1.0, 1.0))
+    sites = [
+        case.draw_site(np.random.default_rng(seed), on_surface=surface).voxel
+        for seed in range(20)
+        for surface in (False, True)
+    ]
+    assert all(site[2] >= 20 for site in sites)
+
+
+def test_channels_keep_their_own_limits():
+    case = body(dtype=np.float32)
+    small = (case.images[0] / case.images[0].max() * 250).astype(np.uint8)
+    signed = case.images[0] - 200
+    result = corrupt(replace(case, images=(signed, small), channel_names=()), "noise", 1.0, strength=20.0)
+    assert result.images[0].min() < -300 and result.images[1].min() >= 0
+    assert result.record["clipped_voxels"][0] == 0 < result.record["clipped_voxels"][1]
+
+
+def test_deformation_does_not_overshoot_at_edges():
+    case = body((30, 60, 56), (1.0, 1.0, 1.0))
+    steps = replace(case, images=(np.where(case.labels > 0, 100.0, -100.0),))
+    result = corrupt(steps, "deformation", 1.0, seed=1)
+    assert result.changed.any()
+    assert result.images[0].min() == -100 and result.images[0].max() == 100
 
 
 # ---- real images and the phantom ----
