@@ -81,6 +81,15 @@ class SetAsideChannels(BasicTransform):
         return data_dict
 
 
+class SetAsideCopy(BasicTransform):
+    """Sets aside a copy of ``image``, which what follows does not change but for moving it through space."""
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Set the copy aside; nothing else in ``data_dict`` changes."""
+        set_aside(data_dict, data_dict["image"].clone())
+        return data_dict
+
+
 class RestoreChannels(BasicTransform):
     """Last transform: appends everything that was set aside to ``image``, in the order in which it was set aside.
 
