@@ -42,8 +42,8 @@ A_TRAINER = "nnUNetTrainerInpaintingMimic"
 class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
     """A inside S: every training case meets the A of the fold that held it out; one A, or their mean, is exported.
 
-    Trained on the images alone, after A of all folds. The checkpoint predicts raw images by ``nnUNetv2_predict`` without
-    A's folder.
+    Trained on the images alone, after A of all folds. The checkpoint predicts raw images by ``nnUNetv2_predict``,
+    without A's folder.
     """
 
     folds: FoldNetworks
@@ -198,8 +198,8 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
         changed = [fold for fold in made_from if self.folds.sha256.get(fold) != made_from[fold]]
         if changed:
             raise InputError(
-                f"Fold {', '.join(changed)} of {self.folds.folder} was trained again since this training began: S would "
-                "learn from several networks' error maps. Train S again, without --c."
+                f"Fold {', '.join(changed)} of {self.folds.folder} was trained again since this training began: S "
+                "would learn from several networks' error maps. Train S again, without --c."
             )
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]

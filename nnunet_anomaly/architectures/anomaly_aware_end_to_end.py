@@ -1,7 +1,7 @@
-"""A inside S: an image patch goes in, its error map is made from it on the way, and labels come out (Woo 2022, section 4).
+"""A inside S: an image patch goes in, its error map is made on the way, and labels come out (Woo 2022, section 4).
 
-S and A have plans of their own: S sees patches at the image's resolution, A whole images on a coarser grid. So the patch
-is brought to A's scale and grid, reconstructed, and the squared error is brought back, as the last channel of S's input.
+S and A have plans of their own: S sees patches at the image's resolution, A whole images on a coarser grid. So the
+patch is brought to A's scale and grid, reconstructed, and the squared error is brought back: S's last input channel.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,9 +72,9 @@ class AnomalyAwareEndToEnd(nn.Module):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """What S gives for z-scored images (B, input channels, ...), and in training for (B, input + image channels, ...).
+        """What S gives for z-scored images, (B, input channels, ...); or (B, input + image channels, ...) in training.
 
-        In the latter the second ``image_channels`` channels are what A sees in place of the first: the patch without
+        Of the latter the second ``image_channels`` channels are what A sees in place of the first: the patch without
         the augmentation of intensities.
         """
         image, rest = x[:, : self.image_channels], x[:, self.image_channels :]
@@ -109,12 +110,14 @@ class AnomalyAwareEndToEnd(nn.Module):
             scaled, inside = self.on_grid_of_reconstruction(image)
             error = (scaled - self.reconstruct(scaled)).square().mean(1, keepdim=True) * inside
             error = resampled(error, image.shape[2:])
+            if self.training and torch.distributed.is_initialized():
+                error = error + self._nothing_of_every_parameter()
         if self._networks is not None:
             self.error = error.detach()
         return error
 
     def on_grid_of_reconstruction(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """z-scored images as A knows them: float32 (B, C, ...) in [0, 1], 0 outside, and where the image is (B, 1, ...)."""
+        """z-scored images as A knows them, float32 (B, C, ...) in [0, 1], and 1 where there is any, (B, 1, ...)."""
         shape = self.shape_of_reconstruction(image.shape[2:])
         inside = (image != 0).any(1, keepdim=True)
         scaled = (image.float().clamp(-self.clip_sd, self.clip_sd) + self.clip_sd) / (2 * self.clip_sd)
@@ -125,9 +128,9 @@ class AnomalyAwareEndToEnd(nn.Module):
         return tuple(max(1, round(size * scale)) for size, scale in zip(shape, self.scale, strict=True))
 
     def window(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """What such a patch on A's grid is zero-padded to: the next sizes that A can halve, to no less than 2 voxels."""
-        divisors = np.prod([np.asarray(stride) for stride in self.reconstructors[0].encoder.strides], axis=0)  # type: ignore[union-attr]
-        divisors = np.broadcast_to(divisors, (len(shape),))
+        """What a patch on A's grid is zero-padded to: the next sizes that A can halve, to no less than 2 voxels."""
+        strides: Any = self.reconstructors[0].encoder.strides  # type: ignore[union-attr]
+        divisors = np.prod([np.broadcast_to(stride, (len(shape),)) for stride in strides], axis=0)
         return tuple(int(by * max(2, math.ceil(size / by))) for size, by in zip(shape, divisors, strict=True))
 
     def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
@@ -136,8 +139,15 @@ class AnomalyAwareEndToEnd(nn.Module):
         missing = [whole - size for size, whole in zip(image.shape[2:], window, strict=True)]
         sides = [(number // 2, number - number // 2) for number in missing]  # as nnU-Net pads
         padded = functional.pad(image, [length for side in reversed(sides) for length in side])
-        box = tuple(slice(low, low + size) for (low, _), size in zip(sides, image.shape[2:], strict=True))
-        return self._reconstructed(padded)[(..., *box)]
+        result = self._reconstructed(padded)
+        for axis, ((low, _), size) in enumerate(zip(sides, image.shape[2:], strict=True)):
+            result = result.narrow(axis + 2, low, size)
+        return result
+
+    def _nothing_of_every_parameter(self) -> torch.Tensor | float:
+        """0, of every A that learns: several GPUs wait for a gradient of each, and a batch meets only some."""
+        learning = [parameter for parameter in self.reconstructors.parameters() if parameter.requires_grad]
+        return sum((0 * parameter.sum() for parameter in learning), 0.0)
 
     def _reconstructed(self, padded: torch.Tensor) -> torch.Tensor:
         networks = self._networks

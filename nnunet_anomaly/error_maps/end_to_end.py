@@ -94,8 +94,8 @@ def load_folds(folder: Path) -> FoldNetworks:
 
     Raises:
         MissingCheckpointError: there is none.
-        SettingsError: it is a model of another kind than A: one that is told what to erase, or that makes its error maps
-            in another way.
+        SettingsError: it is a model of another kind than A: one that is told what to erase, or that makes its error
+            maps in another way.
         LeakageError: one of them began with weights of which nothing says what they have learnt from.
     """
     folds = folds_of(folder, CHECKPOINT)
@@ -107,10 +107,10 @@ def load_folds(folder: Path) -> FoldNetworks:
             "(or name another folder in end_to_end.model)."
         )
     model = load_model(folder, folds, CHECKPOINT)
-    if not isinstance(model.network, InpaintingUNet) or model.needs_masks or model.residual != "squared":
+    if type(model.network) is not InpaintingUNet or model.needs_masks or model.residual != "squared":
         raise SettingsError(
-            f"{folder.name} cannot be taken into a segmentation network: that needs a U-Net that reconstructs the image "
-            "alone and whose error map is the squared difference, as nnUNetTrainerInpaintingMimic trains it "
+            f"{folder.name} cannot be taken into a segmentation network: that needs a U-Net that reconstructs images "
+            "by themselves and whose error map is the squared difference, as nnUNetTrainerInpaintingMimic trains it "
             "(end_to_end.model)."
         )
     if model.pretrained:
@@ -158,8 +158,8 @@ def check_it_fits(model: ReconstructionModel, plans: Any, configuration: Any, da
     """
     if model.plans.dataset_name != plans.dataset_name:
         raise InputError(
-            f"A was trained on {model.plans.dataset_name}, not on {plans.dataset_name}: which of these cases it has seen "
-            "is not known. Train it on this dataset."
+            f"A was trained on {model.plans.dataset_name}, not on {plans.dataset_name}: which of these cases it has "
+            "seen is not known. Train it on this dataset."
         )
     if different := differing_channels(model.dataset_json, dataset_json):
         raise InputError(f"A does not fit this dataset: {different[0].replace('the checkpoint', 'A')}. Train A again.")
@@ -173,8 +173,8 @@ def check_it_fits(model: ReconstructionModel, plans: Any, configuration: Any, da
         problems.append("it normalises inside the non-zero region where the segmentation does not, or the other way")
     if set(theirs.normalization_schemes) != {CLIPPED} or set(ours.normalization_schemes) != {Z_SCORE}:
         problems.append(
-            f"it needs channels by {CLIPPED} and the segmentation's by {Z_SCORE}, from which they follow, but these are "
-            f"by {', '.join(sorted({*theirs.normalization_schemes} | {*ours.normalization_schemes}))}"
+            f"it needs channels by {CLIPPED} and the segmentation's by {Z_SCORE}, from which they follow, but these "
+            f"are by {', '.join(sorted({*theirs.normalization_schemes} | {*ours.normalization_schemes}))}"
         )
     if problems:
         raise SettingsError(
