@@ -122,7 +122,10 @@ def test_each_sample_meets_its_own_network():
         assert whole.error is None
         torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
         assert not torch.allclose(whole(batch)[0], alone[0], atol=1e-4)  # its own again
-    with pytest.raises(ValueError, match="3 reconstruction networks for a batch of 4"), whole.reconstructed_by(networks):
+    with (
+        pytest.raises(ValueError, match="3 reconstruction networks for a batch of 4"),
+        whole.reconstructed_by(networks),
+    ):
         whole(batch)
 
 
