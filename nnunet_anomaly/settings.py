@@ -173,6 +173,12 @@ class EndToEndSettings:
         "training met), of which prediction takes the mean reconstruction.",
         "fold",
     )
+    reconstruction_weight: float = setting(
+        "nnUNetTrainerAnomalyAwareJoint: weight of A's own loss beside S's. It is a mean square of differences on the "
+        "scale [0, 1]: with 100 and `clip_sd` 5, of differences in standard deviations.",
+        100.0,
+        minimum=0,
+    )
     intensity_augmentation: bool = setting(
         "Whether A sees training patches with nnU-Net's noise, blur, contrast and gamma, as S does, or without.", False
     )

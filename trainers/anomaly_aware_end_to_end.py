@@ -63,8 +63,15 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
                 f"{plans['dataset_name']} has an error-map channel already, and {type(self).__name__} makes error maps "
                 "itself. Train it on the dataset that this one was derived from."
             )
-        settings = self.settings.end_to_end
-        if settings.fine_tuned and settings.exported == "fold":
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """What is exported must be what training meets.
+
+        Raises:
+            SettingsError: it is not.
+        """
+        if self.settings.end_to_end.fine_tuned and self.settings.end_to_end.exported == "fold":
             raise SettingsError(
                 "end_to_end.exported is fold, but the A of S's own fold is the one that training never meets: it has "
                 "seen all training cases, and would not be fine-tuned. Set end_to_end.exported=mean."
@@ -76,21 +83,36 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
         """Find an A for every case, note in the plans what prediction needs, build, and take A's weights over."""
         self.folds = load_folds(self.model_folder())
         check_it_fits(self.folds.model, self.plans_manager, self.configuration_manager, self.dataset_json)
-        training_cases, held_out = self.do_split()
-        self.fold_of_case = self.folds.fold_for([*training_cases, *held_out])
-        if self.fold != ALL:
-            self.folds.of_fold(self.fold)  # is there
-            check_split(
-                self.folds.splits[self.fold],
-                {"train": training_cases, "val": held_out},
-                f"A of fold {self.fold} in {self.folds.folder}",
-            )
+        self.fold_of_case = self.choose_folds()
         self.settings = note_in_plans(self.plans_manager.plans, self.folds.model, len(self.exported_folds()))
         super().initialize()
-        for network in self.folds.networks.values():
-            network.to(self.device)
+        for fold in set(self.fold_of_case.values()) - set(self.exported_folds()):
+            self.folds.networks[fold].to(self.device)  # A that training meets, but that is not in the network
         self.take_over_reconstructors()
         self.start_at_scale_of_image(self.bare_network().segmenter, [self.num_input_channels])
+
+    def choose_folds(self) -> dict[str, Fold]:
+        """For every case of this fold the fold of the A that it meets.
+
+        Raises:
+            LeakageError: that has, or may have, seen it; or A of this fold has learnt from other cases than S will.
+            MissingCheckpointError: this fold has no A.
+        """
+        training_cases, held_out = self.do_split()
+        if self.fold != ALL:
+            self.check_own_fold()
+        return self.folds.fold_for([*training_cases, *held_out])
+
+    def check_own_fold(self) -> None:
+        """A of this fold is there, and has learnt from the cases that this fold's S learns from.
+
+        Raises:
+            LeakageError, MissingCheckpointError: it is not so.
+        """
+        training_cases, held_out = self.do_split()
+        self.folds.of_fold(self.fold)
+        split = {"train": list(training_cases), "val": list(held_out)}
+        check_split(self.folds.splits[self.fold], split, f"A of fold {self.fold} in {self.folds.folder}")
 
     def model_folder(self) -> Path:
         """Folder of A, by the plans or beside this model."""
@@ -194,7 +216,8 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
         Raises:
             InputError: it was trained again since.
         """
-        made_from = self.my_init_kwargs.setdefault(MADE_FROM, dict(self.folds.sha256))
+        used = map(str, {*self.fold_of_case.values(), *self.exported_folds()})
+        made_from = self.my_init_kwargs.setdefault(MADE_FROM, {fold: self.folds.sha256[fold] for fold in used})
         changed = [fold for fold in made_from if self.folds.sha256.get(fold) != made_from[fold]]
         if changed:
             raise InputError(

@@ -123,6 +123,30 @@ class AnomalyAwareEndToEnd(nn.Module):
         scaled = (image.float().clamp(-self.clip_sd, self.clip_sd) + self.clip_sd) / (2 * self.clip_sd)
         return resampled(scaled * inside, shape), (resampled(inside.float(), shape) >= 0.5).float()
 
+    @torch.compiler.disable
+    def beside_teacher(
+        self, teacher: nn.Module, clean: torch.Tensor, shown: torch.Tensor, region: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What A is to learn on a patch: G of the clean image, A of what it is shown, and the clean image.
+
+        Args:
+            teacher: G, which takes the image and the region that it erases.
+            clean, shown: z-scored (B, C, ...).
+            region: 1 inside, (B, 1, ...).
+
+        Returns:
+            Three float32 (B, C, ...) on A's scale and grid; gradients reach A alone.
+        """
+        kind = clean.device.type
+        full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with full:
+            with torch.no_grad():
+                image, _ = self.on_grid_of_reconstruction(clean)
+                inside = (resampled(region.float(), image.shape[2:]) >= 0.5).float()
+                taught = self.reconstruct(torch.cat((image, inside), 1), [teacher])
+                corrupted, _ = self.on_grid_of_reconstruction(shown)
+            return taught, self.reconstruct(corrupted), image
+
     def shape_of_reconstruction(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Voxels of a patch on A's grid, as nnU-Net rounds them."""
         return tuple(max(1, round(size * scale)) for size, scale in zip(shape, self.scale, strict=True))
@@ -133,13 +157,18 @@ class AnomalyAwareEndToEnd(nn.Module):
         divisors = np.prod([np.broadcast_to(stride, (len(shape),)) for stride in strides], axis=0)
         return tuple(int(by * max(2, math.ceil(size / by))) for size, by in zip(shape, divisors, strict=True))
 
-    def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
-        """A's reconstruction of images on its scale and grid, (B, C, ...) both; the mean where there are several A."""
+    def reconstruct(self, image: torch.Tensor, networks: Sequence[nn.Module] | None = None) -> torch.Tensor:
+        """A's reconstruction of images on its scale and grid, (B, C, ...) both; the mean where there are several A.
+
+        Args:
+            image: on A's scale and grid; with a region as last channel for networks that take one.
+            networks: in place of A, as for ``reconstructed_by``.
+        """
         window = self.window(image.shape[2:])
         missing = [whole - size for size, whole in zip(image.shape[2:], window, strict=True)]
         sides = [(number // 2, number - number // 2) for number in missing]  # as nnU-Net pads
         padded = functional.pad(image, [length for side in reversed(sides) for length in side])
-        result = self._reconstructed(padded)
+        result = self._reconstructed(padded, networks or self._networks)
         for axis, ((low, _), size) in enumerate(zip(sides, image.shape[2:], strict=True)):
             result = result.narrow(axis + 2, low, size)
         return result
@@ -149,8 +178,7 @@ class AnomalyAwareEndToEnd(nn.Module):
         learning = [parameter for parameter in self.reconstructors.parameters() if parameter.requires_grad]
         return sum((0 * parameter.sum() for parameter in learning), 0.0)
 
-    def _reconstructed(self, padded: torch.Tensor) -> torch.Tensor:
-        networks = self._networks
+    def _reconstructed(self, padded: torch.Tensor, networks: Sequence[nn.Module] | None) -> torch.Tensor:
         if networks is None:
             return torch.stack([network(padded) for network in self.reconstructors]).mean(0)
         if len(networks) == 1:

@@ -16,7 +16,7 @@ import torch
 from nnunet_anomaly.architectures.inpainting_unet import InpaintingUNet, resolved_architecture
 from nnunet_anomaly.error_maps.folds import ALL, Fold, folds_of, in_order
 from nnunet_anomaly.error_maps.model import ReconstructionModel, load_model
-from nnunet_anomaly.error_maps.provenance import Split
+from nnunet_anomaly.error_maps.provenance import Split, check_split
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.files import sha256_of
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
@@ -125,6 +125,27 @@ def load_folds(folder: Path) -> FoldNetworks:
         networks[fold].eval().requires_grad_(False)
     digests = {str(fold): sha256_of([folder / f"fold_{fold}" / CHECKPOINT]) for fold in folds}
     return FoldNetworks(folder, model, networks, dict(zip(folds, model.splits, strict=True)), digests)
+
+
+def load_teacher(folds: FoldNetworks, fold: Fold) -> torch.nn.Module:
+    """G that A of one fold learnt from: of the same dataset, plans, configuration and fold, without gradients.
+
+    Raises:
+        MissingCheckpointError: it is not there any more.
+        LeakageError: it has learnt from other cases than A.
+    """
+    trainer, plans, configuration = folds.folder.name.split("__")
+    teacher = folds.model.settings.mimic.teacher_trainer or trainer.replace("Mimic", "")
+    folder = folds.folder.parent / f"{teacher}__{plans}__{configuration}"
+    if not (folder / f"fold_{fold}" / CHECKPOINT).is_file():
+        raise MissingCheckpointError(
+            f"A learns from G of the same fold, but {folder / f'fold_{fold}' / CHECKPOINT} does not exist. Train it "
+            f"first: {training_command(folder, fold)}"
+        )
+    model = load_model(folder, [fold], CHECKPOINT)
+    check_split(model.splits[0], folds.splits[fold], str(folder / f"fold_{fold}" / CHECKPOINT))
+    model.network.load_state_dict(model.parameters[0])
+    return model.network.eval().requires_grad_(False)
 
 
 def same_network(model: ReconstructionModel) -> torch.nn.Module:

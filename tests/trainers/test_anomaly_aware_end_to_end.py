@@ -16,7 +16,6 @@ from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointErr
 from nnunet_anomaly.trainers.anomaly_aware import nnUNetTrainerAnomalyAware
 from nnunet_anomaly.trainers.anomaly_aware_end_to_end import nnUNetTrainerAnomalyAwareEndToEnd
 from nnunet_anomaly.trainers.denoising import nnUNetTrainerDenoisingAutoencoder
-from nnunet_anomaly.trainers.inpainting import nnUNetTrainerInpainting, nnUNetTrainerInpaintingMimic
 
 PLANS = "nnUNetAnomalyTinyPlans"
 CASES = [f"case_{index:02d}" for index in range(6)]
@@ -25,31 +24,6 @@ END_TO_END = nnUNetTrainerAnomalyAwareEndToEnd
 
 def settings_of(folder, **settings):
     return {"end_to_end__model": str(folder), **{f"end_to_end__{key}": value for key, value in settings.items()}}
-
-
-@pytest.fixture(scope="module")
-def trained_a(planned, tmp_path_factory):
-    """Model folders of A, hardly trained, of both folds: in 2-D and in 3-D."""
-    results, folders = tmp_path_factory.mktemp("a_results"), {}
-    preprocessed = planned.root / "nnUNet_preprocessed" / "Dataset101_Tiny"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("nnUNet_raw", "nnUNet_preprocessed"):
-            patch.setenv(name, str(planned.root / name))
-        patch.setenv("nnUNet_results", str(results))
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        for configuration in ("2d_inpainting", "3d_inpainting"):
-            for fold in (0, 1):
-                for cls in (nnUNetTrainerInpainting, nnUNetTrainerInpaintingMimic):
-                    plans = load_json(str(preprocessed / f"{PLANS}.json")) | {"continue_training": False}
-                    dataset_json = load_json(str(preprocessed / "dataset.json"))
-                    trainer = cls(plans, configuration, fold, dataset_json, torch.device("cpu"))
-                    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch, trainer.num_epochs = 2, 1, 1
-                    trainer.run_training()
-            folders[configuration] = Path(trainer.output_folder_base)
-    torch.set_num_threads(threads)
-    return folders
 
 
 @pytest.fixture
