@@ -17,7 +17,7 @@ from nnunet_anomaly.error_maps.end_to_end import load_teacher
 from nnunet_anomaly.error_maps.folds import Fold
 from nnunet_anomaly.losses.reconstruction import denoising_loss, mimic_loss
 from nnunet_anomaly.losses.second_task import WithSecondTask
-from nnunet_anomaly.settings import BLOCK
+from nnunet_anomaly.settings import BLOCK, AnomalySettings
 from nnunet_anomaly.trainers.anomaly_aware import nnUNetTrainerAnomalyAware
 from nnunet_anomaly.trainers.anomaly_aware_end_to_end import nnUNetTrainerAnomalyAwareEndToEnd
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
@@ -35,7 +35,7 @@ class nnUNetTrainerAnomalyAwareJoint(nnUNetTrainerAnomalyAwareEndToEnd):
     def check_settings(self) -> None:
         """A is that of the fold, and learns, whatever the plans say; they are to say so for prediction."""
         values = {"end_to_end.exported": "fold", "end_to_end.fine_tuned": True}
-        self.settings = self.settings.with_values(values)
+        self.settings = AnomalySettings.from_plans(self.plans_manager.plans).with_values(values)
         self.plans_manager.plans[BLOCK] = self.settings.to_dict()
 
     def choose_folds(self) -> dict[str, Fold]:
@@ -47,7 +47,8 @@ class nnUNetTrainerAnomalyAwareJoint(nnUNetTrainerAnomalyAwareEndToEnd):
         """
         self.check_own_fold()
         training_cases, held_out = self.do_split()
-        return dict.fromkeys([*training_cases, *held_out], self.fold)
+        (own,) = self.exported_folds()
+        return dict.fromkeys([*training_cases, *held_out], own)
 
     def initialize(self) -> None:
         """As end to end, and load G."""
