@@ -21,13 +21,14 @@ from nnunet_anomaly.error_maps.end_to_end import (
     FoldNetworks,
     build_from_plans,
     check_it_fits,
+    differing_notes,
     load_folds,
     note_in_plans,
 )
 from nnunet_anomaly.error_maps.folds import ALL, Fold, in_order
 from nnunet_anomaly.error_maps.provenance import check_split
 from nnunet_anomaly.errors import InputError, SettingsError
-from nnunet_anomaly.files import named_file
+from nnunet_anomaly.files import load_json, named_file
 from nnunet_anomaly.learning_rates import FACTOR, PolyLRWithFactors
 from nnunet_anomaly.settings import AnomalySettings
 from nnunet_anomaly.trainers.anomaly_aware import nnUNetTrainerAnomalyAware
@@ -85,6 +86,7 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
         check_it_fits(self.folds.model, self.plans_manager, self.configuration_manager, self.dataset_json)
         self.fold_of_case = self.choose_folds()
         self.settings = note_in_plans(self.plans_manager.plans, self.folds.model, len(self.exported_folds()))
+        self.check_other_folds_hold_the_same()
         super().initialize()
         for fold in set(self.fold_of_case.values()) - set(self.exported_folds()):
             self.folds.networks[fold].to(self.device)  # A that training meets, but that is not in the network
@@ -113,6 +115,23 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
         self.folds.of_fold(self.fold)
         split = {"train": list(training_cases), "val": list(held_out)}
         check_split(self.folds.splits[self.fold], split, f"A of fold {self.fold} in {self.folds.folder}")
+
+    def check_other_folds_hold_the_same(self) -> None:
+        """All folds of a folder share its plans, by which prediction builds their networks.
+
+        Raises:
+            SettingsError: another fold of this folder has other A, or another number of them.
+        """
+        folder, own = Path(self.output_folder_base), Path(self.output_folder)
+        others = sorted(path.name for path in folder.glob("fold_*") if path != own)
+        if not others or not (folder / "plans.json").is_file():
+            return
+        if differences := differing_notes(load_json(folder / "plans.json"), self.plans_manager.plans):
+            raise SettingsError(
+                f"{folder} has {', '.join(others)} with another A inside than these plans ask for: "
+                f"{'; '.join(differences)}. Save these plans under another name (nnunet-anomaly plan ... --save-as "
+                "NAME), or remove that folder."
+            )
 
     def model_folder(self) -> Path:
         """Folder of A, by the plans or beside this model."""

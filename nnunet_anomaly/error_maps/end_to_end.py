@@ -85,7 +85,7 @@ class FoldNetworks:
 
 def training_command(folder: Path, fold: Fold) -> str:
     """The command that trains a fold of a model folder ``DATASET/TRAINER__PLANS__CONFIGURATION``."""
-    trainer, plans, configuration = [*folder.name.split("__"), "PLANS", "CONFIGURATION"][:3]
+    trainer, plans, configuration = folder.name.split("__")
     return f"nnUNetv2_train {folder.parent.name} {configuration} {fold} -tr {trainer} -p {plans}"
 
 
@@ -93,11 +93,16 @@ def load_folds(folder: Path) -> FoldNetworks:
     """Load A of all folds of a model folder, also the one of fold ``all`` where there is one.
 
     Raises:
+        InputError: that is not how a model folder is called.
         MissingCheckpointError: there is none.
         SettingsError: it is a model of another kind than A: one that is told what to erase, or that makes its error
             maps in another way.
         LeakageError: one of them began with weights of which nothing says what they have learnt from.
     """
+    if len(folder.name.split("__")) != 3:
+        raise InputError(
+            f"{folder} is not a model's folder (end_to_end.model): its name is to be TRAINER__PLANS__CONFIGURATION."
+        )
     folds = folds_of(folder, CHECKPOINT)
     if ALL not in folds and (folder / f"fold_{ALL}" / CHECKPOINT).is_file():
         folds = [*folds, ALL]
@@ -217,6 +222,19 @@ def note_in_plans(plans: dict[str, Any], model: ReconstructionModel, networks: i
     )
     plans[BLOCK] = settings.to_dict()
     return settings
+
+
+def differing_notes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """In what two plans say otherwise what ``build_from_plans`` makes; empty where nothing differs."""
+    one, other = (AnomalySettings.from_plans(plans).end_to_end for plans in (there, here))
+    found = [
+        f"end_to_end.{name} was {getattr(one, name)} and is {getattr(other, name)}"
+        for name in ("networks", "code_channels", "upsampling", "clip_sd")
+        if getattr(one, name) != getattr(other, name)
+    ]
+    if there["configurations"].get(CONFIGURATION) != here["configurations"].get(CONFIGURATION):
+        found.append("A's configuration is another")
+    return found
 
 
 def build_from_plans(plans: Any, image_channels: int) -> list[InpaintingUNet]:

@@ -167,6 +167,34 @@ def test_a_stays_in_evaluation_mode_and_s_does_not():
     assert whole.segmenter.training and not whole.reconstructors[0].training
 
 
+def test_compiled_each_call_meets_its_networks():
+    networks = [reconstructor(seed=seed) for seed in range(2)]
+    whole = end_to_end(networks[:1])
+    compiled = torch.compile(whole, backend="eager")
+    batch = torch.cat([z_scored((8, 8, 8), seed=seed)[0] for seed in range(2)])
+    for chosen in (networks, networks[::-1], networks[1:]):
+        with torch.no_grad(), whole.reconstructed_by(chosen):
+            found = compiled(batch)
+            torch.testing.assert_close(found, whole(batch))
+            assert torch.equal(whole.error, found[:, 1:])
+
+
+def test_several_gpus_get_a_gradient_for_every_network_that_learns(tmp_path):
+    networks = [reconstructor(seed=seed) for seed in range(3)]
+    whole = end_to_end(networks).train()
+    torch.distributed.init_process_group("gloo", (tmp_path / "store").as_uri(), rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(whole)
+        for chosen in (networks[:1], networks[1:2], networks[2:]):  # would raise at the second step
+            whole.zero_grad()
+            with whole.reconstructed_by(chosen):
+                parallel(z_scored((8, 8, 8))[0])[:, 1:].mean().backward()
+            learnt = [bool(network.to_image.weight.grad.any()) for network in networks]
+            assert learnt == [network is chosen[0] for network in networks]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_without_a_network_it_is_refused():
     with pytest.raises(ValueError, match="no reconstruction network"):
         end_to_end([])

@@ -345,6 +345,18 @@ def test_a_dataset_with_an_error_channel_and_a_fine_tuned_export_of_one_fold_are
         new_trainer(END_TO_END, "2d", dataset_json=dataset_json, plans=plans)
 
 
+def test_folds_of_a_folder_hold_as_many_a(new_trainer, trained_a):
+    folder = trained_a["2d_inpainting"]
+    first = new_trainer(END_TO_END, "2d", 0, **settings_of(folder))
+    first.num_epochs = 1
+    first.run_training()
+    new_trainer(END_TO_END, "2d", 1, **settings_of(folder)).initialize()
+    with pytest.raises(SettingsError, match=r"has fold_0 with another A inside .*networks was 1 and is 2"):
+        new_trainer(END_TO_END, "2d", 1, **settings_of(folder, exported="mean")).initialize()
+    with pytest.raises(InputError, match="is not a model's folder"):
+        new_trainer(END_TO_END, "2d", 1, **settings_of(folder.parent)).initialize()
+
+
 def test_a_is_written_into_the_plans(new_trainer, trained_a):
     folder = trained_a["2d_inpainting"]
     trainer = new_trainer(END_TO_END, "2d", **settings_of(folder))
