@@ -26,11 +26,15 @@ def settings_of(folder, **settings):
     return {"end_to_end__model": str(folder), **{f"end_to_end__{key}": value for key, value in settings.items()}}
 
 
+def copy_of(folder, tmp_path):
+    """A model folder that may be changed."""
+    return Path(shutil.copytree(folder, tmp_path / "a" / "Dataset101_Tiny" / folder.name))
+
+
 @pytest.fixture
 def copied_a(trained_a, tmp_path):
     """The 2-D model folder, to be changed."""
-    name = trained_a["2d_inpainting"].name
-    return Path(shutil.copytree(trained_a["2d_inpainting"], tmp_path / "Dataset101_Tiny" / name))
+    return copy_of(trained_a["2d_inpainting"], tmp_path)
 
 
 def change(checkpoint, edit):
@@ -250,6 +254,40 @@ def test_plans_of_the_model_build_the_network_without_a(new_trainer, copied_a):
     untrained = PlansManager(load_json(str(Path(trainer.preprocessed_dataset_folder_base) / f"{PLANS}.json")))
     with pytest.raises(SettingsError, match=r"Take the plans\.json of the trained model's folder"):
         END_TO_END.build_network_architecture(untrained, untrained.get_configuration("2d"), 1, 3, False)
+
+
+def test_another_process_predicts_by_stock_commands_without_a(new_trainer, trained_a, new_workspace, tmp_path, planned):
+    copied_a = copy_of(trained_a["3d_inpainting"], tmp_path)
+    trainer = new_trainer(END_TO_END, "3d_fullres", **settings_of(copied_a, exported="mean"))
+    trainer.num_epochs = 1
+    trainer.run_training()
+    met = []
+    for fold, network in enumerate(trainer.network.reconstructors):
+        network.register_forward_pre_hook(lambda *_, fold=fold: met.append(fold))
+    trainer.perform_actual_validation()
+    assert set(met) == {0}  # of both that are exported the one that has not seen the held-out cases
+    shutil.rmtree(copied_a)
+    images = tmp_path / "images"
+    images.mkdir()
+    raw = planned.root / "nnUNet_raw" / "Dataset101_Tiny" / "imagesTr" / "case_03_0000.nii.gz"
+    shutil.copy(raw, images / "new_0000.nii.gz")
+    where = ["-d", "101", "-c", "3d_fullres", "-f", "0", "-tr", END_TO_END.__name__, "-p", PLANS]
+    elsewhere = new_workspace("elsewhere")
+    here = type(elsewhere)(tmp_path)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        (tmp_path / name).mkdir()
+    here.run("nnUNetv2_export_model_to_zip", *where, "-o", str(tmp_path / "model.zip"))
+    elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "model.zip"))
+    command = ["nnUNetv2_predict", *where, "-i", str(images), "-device", "cpu", "-npp", "1", "-nps", "1"]
+    elsewhere.run(*command, "--save_probabilities", "--disable_tta", "-o", str(tmp_path / "predicted"))
+    found = np.load(tmp_path / "predicted" / "new.npz")["probabilities"]
+
+    data = prepare_case([raw], None, trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json).image
+    assert data.shape[1:] == tuple(trainer.configuration_manager.patch_size) == found.shape[1:]  # one patch
+    trainer.set_deep_supervision_enabled(False)
+    with torch.no_grad():
+        logits = trainer.bare_network().eval()(torch.from_numpy(np.asarray(data))[None])
+    np.testing.assert_allclose(found, logits.softmax(1)[0].numpy(), atol=2e-3)  # nnU-Net keeps half precision
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
