@@ -331,32 +331,25 @@ def test_s_trains_and_stock_nnunet_predicts_with_it(derived, new_images, tmp_pat
     assert "robust" in json.dumps(load_json(out / "threshold.json"))
 
 
-@pytest.mark.parametrize("exported", ["fold", "mean"])
-def test_one_folder_holds_a_and_s_and_predicts_raw_images_elsewhere(
-    trained, new_images, new_workspace, tmp_path, exported
-):
-    plans, where = f"Exported_{exported}", ["-d", "101", "-c", "2d", "-f", "0", "-tr", WHOLE]
-    setting = f"end_to_end.exported={exported}"
-    a = f"end_to_end.model=Dataset101_Tiny/{A}__{PLANS}__2d_inpainting"
-    plan = ["nnunet-anomaly", "plan", "-d", "101", "-p", PLANS, "--save-as", plans]
-    trained.run(*plan, "--set", setting, "--set", a)
-    trained.train(101, "2d", 0, WHOLE, plans=plans)
-    folder = trained.root / "nnUNet_results" / "Dataset101_Tiny" / f"{WHOLE}__{plans}__2d"
+def test_one_folder_holds_a_and_s_and_predicts_raw_images_elsewhere(trained, new_images, new_workspace, tmp_path):
+    where = ["-d", "101", "-c", "2d", "-f", "0", "-tr", WHOLE, "-p", PLANS]
+    trained.train(101, "2d", 0, WHOLE)
+    folder = model(trained, WHOLE, "2d")
     summary = folder / "fold_0" / "validation" / "summary.json"
     dice = load_json(summary)["foreground_mean"]["Dice"]
     assert dice > 0.5  # it has learnt the tiny knees
     summary.unlink()
-    trained.train(101, "2d", 0, WHOLE, "--val", plans=plans)
+    trained.train(101, "2d", 0, WHOLE, "--val")
     assert load_json(summary)["foreground_mean"]["Dice"] == dice
 
     def predict(workspace, output, *more):
-        command = ["nnUNetv2_predict", *where, "-p", plans, "-i", str(new_images), "-o", str(output), "-device", "cpu"]
+        command = ["nnUNetv2_predict", *where, "-i", str(new_images), "-o", str(output), "-device", "cpu"]
         workspace.run(*command, "-npp", "1", "-nps", "1", "--save_probabilities", *more)
         return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
 
     here = predict(trained, tmp_path / "here", "--disable_tta")
-    trained.run("nnUNetv2_export_model_to_zip", *where, "-p", plans, "-o", str(tmp_path / "model.zip"))
-    elsewhere = new_workspace(f"elsewhere_{exported}")
+    trained.run("nnUNetv2_export_model_to_zip", *where, "-o", str(tmp_path / "model.zip"))
+    elsewhere = new_workspace("elsewhere")
     elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "model.zip"))
     assert [path.name for path in (elsewhere.root / "nnUNet_results" / "Dataset101_Tiny").iterdir()] == [folder.name]
     there = predict(elsewhere, tmp_path / "there", "--disable_tta")

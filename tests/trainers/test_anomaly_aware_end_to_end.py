@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_anomaly.error_maps.end_to_end import CONFIGURATION
@@ -282,12 +283,13 @@ def test_another_process_predicts_by_stock_commands_without_a(new_trainer, train
     elsewhere.run(*command, "--save_probabilities", "--disable_tta", "-o", str(tmp_path / "predicted"))
     found = np.load(tmp_path / "predicted" / "new.npz")["probabilities"]
 
-    data = prepare_case([raw], None, trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json).image
-    assert data.shape[1:] == tuple(trainer.configuration_manager.patch_size) == found.shape[1:]  # one patch
+    managers = (trainer.plans_manager, trainer.configuration_manager)
+    data = prepare_case([raw], None, *managers, trainer.dataset_json).image
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"))
     trainer.set_deep_supervision_enabled(False)
-    with torch.no_grad():
-        logits = trainer.bare_network().eval()(torch.from_numpy(np.asarray(data))[None])
-    np.testing.assert_allclose(found, logits.softmax(1)[0].numpy(), atol=2e-3)  # nnU-Net keeps half precision
+    predictor.manual_initialization(trainer.network.eval(), *managers, None, trainer.dataset_json, "", None)
+    logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.asarray(data)))
+    np.testing.assert_allclose(found, logits.float().softmax(0).numpy(), atol=1e-5)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
