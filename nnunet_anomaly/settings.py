@@ -157,6 +157,45 @@ class FocalSettings:
 
 
 @dataclass(frozen=True)
+class EndToEndSettings:
+    """A inside S, as one network (nnUNetTrainerAnomalyAwareEndToEnd, nnUNetTrainerAnomalyAwareJoint)."""
+
+    model: str = setting(
+        "Folder `TRAINER__PLANS__CONFIGURATION` of the trained A: an absolute path (or `~`), or one below "
+        "`$nnUNet_results`; empty: nnUNetTrainerInpaintingMimic of the same dataset and plans, with the same epoch "
+        "suffix, in `3d_inpainting` or `2d_inpainting`.",
+        "",
+    )
+    fine_tuned: bool = setting("Whether A learns further, by S's loss; else it stays as it is.", False)
+    learning_rate_factor: float = setting("Learning rate of an A that learns, in shares of S's.", 0.1, minimum=0)
+    exported: Literal["fold", "mean"] = setting(
+        "Which A goes into the checkpoint: that of S's own fold, or those of all folds (when fine-tuned, those that "
+        "training met), of which prediction takes the mean reconstruction.",
+        "fold",
+    )
+    reconstruction_weight: float = setting(
+        "nnUNetTrainerAnomalyAwareJoint: weight of A's own loss beside S's. It is a mean square of differences on the "
+        "scale [0, 1]: with 100 and `clip_sd` 5, of differences in standard deviations.",
+        100.0,
+        minimum=0,
+    )
+    intensity_augmentation: bool = setting(
+        "Whether A sees training patches with nnU-Net's noise, blur, contrast and gamma, as S does, or without.", False
+    )
+    networks: int = setting(
+        "How many A are in the network; the trainer writes this and all that follows, so that prediction can build it.",
+        0,
+        minimum=0,
+        derived=True,
+    )
+    code_channels: int = setting("`inpainting.code_channels` of A.", 0, minimum=0, derived=True)
+    upsampling: Literal["transposed", "interpolated"] = setting(
+        "`inpainting.upsampling` of A.", "interpolated", derived=True
+    )
+    clip_sd: float = setting("`error_map.clip_sd` of A.", 5.0, minimum=0.1, derived=True)
+
+
+@dataclass(frozen=True)
 class VaeSettings:
     """Variational autoencoders that learn from healthy cases alone (Bengs)."""
 
@@ -642,6 +681,7 @@ class AnomalySettings:
     corruption: CorruptionSettings = field(default_factory=CorruptionSettings)
     error_map: ErrorMapSettings = field(default_factory=ErrorMapSettings)
     focal: FocalSettings = field(default_factory=FocalSettings)
+    end_to_end: EndToEndSettings = field(default_factory=EndToEndSettings)
     vae: VaeSettings = field(default_factory=VaeSettings)
     erasing: ErasingSettings = field(default_factory=ErasingSettings)
     self_supervision: SelfSupervisionSettings = field(default_factory=SelfSupervisionSettings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,9 +45,13 @@ class nnUNetTrainerAnomalyAware(SegmentationTrainer):
         """As all ours, and let the error channel start at the scale of the image."""
         super().initialize()
         if self.error_channels:
-            first = next(layer for layer in self.network.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d))
-            with torch.no_grad():
-                first.weight[:, list(self.error_channels)] *= self.settings.error_map.input_gain
+            self.start_at_scale_of_image(self.network, self.error_channels)
+
+    def start_at_scale_of_image(self, network: nn.Module, error_channels: Sequence[int]) -> None:
+        """Multiply the weights of error channels in the first convolution of a network."""
+        first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d))
+        with torch.no_grad():
+            first.weight[:, list(error_channels)] *= self.settings.error_map.input_gain
 
     def _build_loss(self) -> FocalLoss:
         focal = self.settings.focal

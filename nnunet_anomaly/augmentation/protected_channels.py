@@ -81,6 +81,26 @@ class SetAsideChannels(BasicTransform):
         return data_dict
 
 
+class SetAsideCopy(BasicTransform):
+    """Sets aside a copy of ``image``, which what follows does not change but for moving it through space.
+
+    Args:
+        transform: of intensities, applied to the copy alone.
+    """
+
+    def __init__(self, transform: BasicTransform | None = None):
+        super().__init__()
+        self.transform = transform
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Set the copy aside; nothing else in ``data_dict`` changes."""
+        copied = {"image": data_dict["image"].clone(), "segmentation": data_dict.get("segmentation")}
+        if self.transform is not None:
+            copied = self.transform(**copied)
+        set_aside(data_dict, copied["image"])
+        return data_dict
+
+
 class RestoreChannels(BasicTransform):
     """Last transform: appends everything that was set aside to ``image``, in the order in which it was set aside.
 

@@ -8,7 +8,7 @@ supervision are theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -38,7 +38,7 @@ class FocalCrossEntropy(nn.Module):
             raise ValueError("a cross-entropy with class weights has no focal form")
         self.plain = plain
         self.beta = beta
-        self.error: torch.Tensor | None = None
+        self.error: torch.Tensor | Callable[[], torch.Tensor] | None = None
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of logits (b, c, *spatial).
@@ -66,7 +66,7 @@ class FocalCrossEntropy(nn.Module):
         """F on the grid of ``logits``, float32 (b, 1, *spatial)."""
         assert self.error is not None
         shape = logits.shape[2:]
-        error = self.error
+        error = self.error if isinstance(self.error, torch.Tensor) else self.error().detach()
         if error.ndim != logits.ndim or error.shape[0] != logits.shape[0]:
             raise ValueError(f"error maps of shape {tuple(error.shape)} do not fit outputs {tuple(logits.shape)}")
         error = error.to(logits.device, torch.float32, non_blocking=True)
@@ -115,16 +115,17 @@ class FocalLoss(nn.Module):
         return self.loss(output, target)
 
     @contextmanager
-    def weighted_by(self, error: torch.Tensor | None) -> Iterator[None]:
+    def weighted_by(self, error: torch.Tensor | Callable[[], torch.Tensor] | None) -> Iterator[None]:
         """Weight every call inside the block by ``error``; on leaving it, what was set before holds again.
 
         Args:
             error: E on the paper's scale (squared difference of intensities in [0, 1]), float
                 (b, n, *spatial of the highest-resolution output); the mean over its n channels counts. It is brought
-                to the outputs' device if need be. None is the plain loss.
+                to the outputs' device if need be. None is the plain loss. A function gives it when the loss is
+                computed, where the network itself makes the error map.
         """
         before = self.cross_entropy.error
-        self.cross_entropy.error = None if error is None else error.detach()
+        self.cross_entropy.error = error.detach() if isinstance(error, torch.Tensor) else error
         try:
             yield
         finally:

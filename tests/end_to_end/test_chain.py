@@ -24,7 +24,7 @@ from nnunet_anomaly.files import load_json
 
 PLANS = "nnUNetAnomalyTinyPlans"
 G, A, S = "nnUNetTrainerInpainting_1epoch", "nnUNetTrainerInpaintingMimic_1epoch", "nnUNetTrainerAnomalyAware_1epoch"
-PLAIN = "nnUNetTrainerSeeded_1epoch"
+WHOLE, PLAIN = "nnUNetTrainerAnomalyAwareEndToEnd_1epoch", "nnUNetTrainerSeeded_1epoch"
 
 
 def model(workspace, trainer, configuration="2d_inpainting", dataset="Dataset101_Tiny"):
@@ -329,6 +329,35 @@ def test_s_trains_and_stock_nnunet_predicts_with_it(derived, new_images, tmp_pat
                 "-d", "201", "-o", str(out), "-np", "1")  # fmt: skip
     assert (out / "new_20.nii.gz").is_file() and (out / "volumes.csv").is_file()
     assert "robust" in json.dumps(load_json(out / "threshold.json"))
+
+
+def test_one_folder_holds_a_and_s_and_predicts_raw_images_elsewhere(trained, new_images, new_workspace, tmp_path):
+    where = ["-d", "101", "-c", "2d", "-f", "0", "-tr", WHOLE, "-p", PLANS]
+    trained.train(101, "2d", 0, WHOLE)
+    folder = model(trained, WHOLE, "2d")
+    summary = folder / "fold_0" / "validation" / "summary.json"
+    dice = load_json(summary)["foreground_mean"]["Dice"]
+    assert dice > 0.5  # it has learnt the tiny knees
+    summary.unlink()
+    trained.train(101, "2d", 0, WHOLE, "--val")
+    assert load_json(summary)["foreground_mean"]["Dice"] == dice
+
+    def predict(workspace, output, *more):
+        command = ["nnUNetv2_predict", *where, "-i", str(new_images), "-o", str(output), "-device", "cpu"]
+        workspace.run(*command, "-npp", "1", "-nps", "1", "--save_probabilities", *more)
+        return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
+
+    here = predict(trained, tmp_path / "here", "--disable_tta")
+    trained.run("nnUNetv2_export_model_to_zip", *where, "-o", str(tmp_path / "model.zip"))
+    elsewhere = new_workspace("elsewhere")
+    elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "model.zip"))
+    assert [path.name for path in (elsewhere.root / "nnUNet_results" / "Dataset101_Tiny").iterdir()] == [folder.name]
+    there = predict(elsewhere, tmp_path / "there", "--disable_tta")
+    assert sorted(there) == ["new_20.npz", "new_21.npz"]
+    for name, probabilities in here.items():
+        assert np.array_equal(there[name], probabilities)
+    mirrored = predict(elsewhere, tmp_path / "mirrored")
+    assert any(not np.array_equal(mirrored[name], there[name]) for name in there)
 
 
 def test_two_passes_by_a_plain_model_of_the_same_folds(derived, new_images, tmp_path):
