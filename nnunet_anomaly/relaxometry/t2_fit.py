@@ -212,7 +212,7 @@ def _estimated_sigma(voxels: np.ndarray, settings: FitSettings) -> float:
     if len(settings.times) <= UNKNOWNS["rician"]:
         raise InputError(
             f"{len(settings.times)} echoes leave nothing to estimate sigma from. Give sigma, or choose the "
-            "model 'mono', which needs none."
+            "model 'mono' (t2.model), which needs none."
         )
     signals = torch.from_numpy(voxels.astype(np.float64)).to(settings.times.device)
     usable = torch.nonzero(judge(signals, settings) == Quality.CONVERGED)[:, 0]

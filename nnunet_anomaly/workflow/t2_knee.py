@@ -269,16 +269,14 @@ def _refined(
 
 def _nothing_left(refinement: Refinement, counts: Mapping[str, int], *, from_model: bool) -> str:
     """Why there is no cartilage, and what to do."""
+    trained = "Was the model trained long enough, on series such as this one? Its validation Dice tells."
     if from_model and not counts:
-        return (
-            "the model finds no cartilage in it: no voxel reaches t2.probability. Was it trained long enough, on "
-            "series such as this one? Its validation Dice tells; 'tune t2' chooses t2.probability."
-        )
+        return f"the model finds no cartilage in it: no voxel reaches t2.probability. {trained}"
     said = f"no cartilage is left: {said_of(refinement)}"
     unknown = [f"{number} {_IN_WORDS.get(name, name)}" for name, number in counts.items() if name != "converged"]
     if unknown:
         said += f"; by the fit {', '.join(unknown)}"
-    return f"{said}. Are {'the model' if from_model else 'the mask'} and the pixels of the series right?"
+    return f"{said}. {trained if from_model else 'Are the mask and the pixels of the series right?'}"
 
 
 def said_of(refinement: Refinement) -> str:
