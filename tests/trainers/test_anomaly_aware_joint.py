@@ -47,7 +47,7 @@ def test_the_loss_is_that_of_s_and_that_of_a(new_trainer, trained_a, weight):
     parts, outputs = [], []
     reconstruction_loss, segmentation = trainer.reconstruction_loss, trainer.loss.loss
     trainer.reconstruction_loss = lambda *inputs: parts.append(reconstruction_loss(*inputs)) or parts[-1]
-    trainer.loss.loss.register_forward_hook(lambda module, inputs, output: outputs.append(float(output)))
+    trainer.loss.loss.register_forward_hook(lambda module, inputs, output: outputs.append(float(output.detach())))
     result = trainer.train_step(batch)
     assert segmentation is trainer.loss.loss and len(parts) == len(outputs) == 1
     assert float(result["loss"]) == pytest.approx(outputs[0] + weight * float(parts[0]), rel=1e-5)
