@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_anomaly.files import load_json
+from nnunet_anomaly.files import load_json, read_image
+from nnunet_anomaly.multi_echo import MultiEcho
+from nnunet_anomaly.workflow.t2_model import Predictor, open_model
 
 PLANS, TRAINER = "nnUNetMESETinyPlans", "nnUNetTrainerMESE_1epoch"
 
@@ -40,3 +42,9 @@ def test_echoes_by_stock_commands(planned_mese, write_mese_images, tmp_path):
     )
     assert dice(predicted, labels) > 0.5
     np.testing.assert_array_equal(predicted, other)
+
+    # and ``nnunet-anomaly t2`` sees what nnUNetv2_predict sees
+    echoes = tuple(read_image(tmp_path / "images" / f"new_{channel:04d}.nii.gz") for channel in range(3))
+    stack = MultiEcho(echoes, (10.0, 20.0, 30.0), "right", "1.2.3", "new")
+    probability = Predictor(open_model(model), "cpu").probability(stack)
+    np.testing.assert_array_equal(probability > 0.5, predicted == 1)
