@@ -129,4 +129,4 @@ def test_surface_ramp_knows_slices_that_are_not_evenly_spaced():
     slope, reach_mm = surface_ramp(distance, spacing_mm, axes_mm)
     np.testing.assert_allclose(slope, 1, rtol=1e-6)
     np.testing.assert_allclose(reach_mm, np.linalg.norm(normal * spacing_mm), rtol=1e-6)
-    assert np.ptp(surface_ramp(distance, spacing_mm)[0]) > 0.1  # as if they were even
+    assert np.ptp(surface_ramp(distance, spacing_mm)[0]) > 0.05  # as if they were even
