@@ -118,14 +118,12 @@ def fit_t2(
         t2_bounds_ms=t2_bounds_ms,
         offset_bounds=offset_bounds if model == "offset" else (0.0, 0.0),
     )
+    noise = None
     if sigma is not None:
-        noise = _checked_sigma(sigma, shape)
-        noise = noise.ravel() if inside is None else noise[inside]
+        noise = _checked_sigma(sigma, shape)[... if inside is None else inside].ravel()
     elif model == "rician":
         sigma = _estimated_sigma(voxels, settings)
         noise = np.full(voxels.shape[1], sigma)
-    else:
-        noise = None
     *columns, quality = _fit_voxels(voxels, noise, settings)
     t2_ms, s0, offset, standard_error_ms = (_as_map(values, inside, shape, math.nan) for values in columns)
     return T2Fit(
