@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
@@ -393,3 +394,13 @@ def test_vessels_and_fluid_in_the_mask_do_not_raise_sigma():
     others = magnitudes(decays(np.full(300, 5.0), 2000) + decays(np.full(300, 300.0), 600), 20.0)
     found = fit_t2(np.column_stack([tissue, others]), ECHO_TIMES_MS, model="rician")
     assert found.sigma == pytest.approx(20.0, rel=0.06)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model", UNKNOWNS)
+def test_a_gpu_finds_the_same(model):
+    signals = magnitudes(decays(np.linspace(20, 90, 3000)), 15.0)
+    ours, theirs = (fit_t2(signals, ECHO_TIMES_MS, model=model, device=device) for device in ("cuda", "cpu"))
+    np.testing.assert_array_equal(ours.quality, theirs.quality)
+    np.testing.assert_allclose(ours.t2_ms, theirs.t2_ms, rtol=1e-6)
+    np.testing.assert_allclose(ours.standard_error_ms, theirs.standard_error_ms, rtol=1e-4)
