@@ -38,7 +38,9 @@ class Study(Console):
         """Trainer of the chosen number of epochs."""
         return f"nnUNetTrainer{name}_{self.inpainting_epochs if name.startswith('Inpainting') else self.epochs}epochs"
 
-    def train(self, dataset: str, trainer: str, fold: int = 0, configuration: str = "2d", plans: str = "seeded") -> None:
+    def train(
+        self, dataset: str, trainer: str, fold: int = 0, configuration: str = "2d", plans: str = "seeded"
+    ) -> None:
         """nnU-Net's training."""
         what = (dataset[7:10], configuration, str(fold), "-tr", self.trainer(trainer), "-p", plans)
         self.call("nnUNetv2_train", *what, "-device", self.device)
@@ -103,7 +105,9 @@ def write_hippocampi(data: Path, raw: Path) -> None:
         write_image(image, raw / "imagesTr" / f"{name}_0000.nii.gz")
         write_image(labels, raw / "labelsTr" / f"{name}.nii.gz")
     halves = names[::2], names[1::2]
-    save_json([{"train": train, "val": held_out} for train, held_out in (halves, halves[::-1])], raw / "splits_final.json")
+    save_json(
+        [{"train": train, "val": held_out} for train, held_out in (halves, halves[::-1])], raw / "splits_final.json"
+    )
     description = {
         "channel_names": {"0": "MR"},
         "labels": {"background": 0, "anterior": 1, "posterior": 2},

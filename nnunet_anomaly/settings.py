@@ -182,6 +182,11 @@ class EndToEndSettings:
     intensity_augmentation: bool = setting(
         "Whether A sees training patches with nnU-Net's noise, blur, contrast and gamma, as S does, or without.", False
     )
+    lesion_augmentation: bool = setting(
+        "Whether training patches get synthetic lesions (`corruption`), which A sees as S does, so that S learns from "
+        "error maps of lesions; labels stay as they are.",
+        False,
+    )
     networks: int = setting(
         "How many A are in the network; the trainer writes this and all that follows, so that prediction can build it.",
         0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_anomaly.architectures.anomaly_aware_end_to_end import AnomalyAwareEndToEnd
+from nnunet_anomaly.augmentation.corruptions import SyntheticLesionTransform
 from nnunet_anomaly.augmentation.protected_channels import SetAsideCopy, insert_after_resampling
 from nnunet_anomaly.error_maps.end_to_end import (
     CONFIGURATION,
@@ -245,11 +248,16 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
             )
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:  # type: ignore[override]
-        """nnU-Net's transforms; A gets the patch before those of intensities, unless it is to see them too."""
-        pipeline = super().get_training_transforms(*args, **kwargs)
-        if self.settings.end_to_end.intensity_augmentation:
-            return pipeline
-        return insert_after_resampling(pipeline, [SetAsideCopy()])
+        """nnU-Net's transforms, with lesions if wanted; A gets the patch before intensities change, or as S does."""
+        settings = self.settings
+        added: list[BasicTransform] = []
+        if settings.end_to_end.lesion_augmentation:
+            corruption = dataclasses.asdict(settings.corruption)
+            spacing_mm = self.configuration_manager.spacing
+            added.append(SyntheticLesionTransform(settings.roi.labels, spacing_mm, **corruption))
+        if not settings.end_to_end.intensity_augmentation:
+            added.append(SetAsideCopy())
+        return insert_after_resampling(super().get_training_transforms(*args, **kwargs), added)
 
     def error_of(self, batch: dict) -> Callable[[], torch.Tensor]:  # type: ignore[override]
         """E of a batch, as the network makes it in its forward pass."""

@@ -15,6 +15,7 @@ from nnunet_anomaly.augmentation.protected_channels import SetAsideCopy, insert_
 from nnunet_anomaly.augmentation.roi import RoiChannelTransform
 from nnunet_anomaly.error_maps.end_to_end import load_teacher
 from nnunet_anomaly.error_maps.folds import Fold
+from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.losses.reconstruction import denoising_loss, mimic_loss
 from nnunet_anomaly.losses.second_task import WithSecondTask
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
@@ -33,7 +34,16 @@ class nnUNetTrainerAnomalyAwareJoint(nnUNetTrainerAnomalyAwareEndToEnd):
     teacher: nn.Module
 
     def check_settings(self) -> None:
-        """A is that of the fold, and learns, whatever the plans say; they are to say so for prediction."""
+        """A is that of the fold, and learns, whatever the plans say; they are to say so for prediction.
+
+        Raises:
+            SettingsError: lesions are to be put into what its teacher is shown as the clean image.
+        """
+        if self.settings.end_to_end.lesion_augmentation:
+            raise SettingsError(
+                "end_to_end.lesion_augmentation is not for nnUNetTrainerAnomalyAwareJoint, whose A learns from clean "
+                "patches and, when denoising, from lesions of its own. Set it to false."
+            )
         values = {"end_to_end.exported": "fold", "end_to_end.fine_tuned": True}
         self.settings = AnomalySettings.from_plans(self.plans_manager.plans).with_values(values)
         self.plans_manager.plans[BLOCK] = self.settings.to_dict()

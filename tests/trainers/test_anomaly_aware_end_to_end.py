@@ -211,6 +211,29 @@ def test_a_sees_augmented_intensities_where_it_is_to(new_trainer, trained_a, aug
     assert augmented or torch.equal(result[1], image[0])
 
 
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_and_s_see_the_same_synthetic_lesions(new_trainer, trained_a, augmented):
+    settings = settings_of(trained_a["2d_inpainting"], intensity_augmentation=augmented, lesion_augmentation=True)
+    trainer = new_trainer(END_TO_END, "2d", **settings, corruption__probability=1.0)
+    trainer.initialize()
+    size = trainer.configuration_manager.patch_size
+    pipeline = trainer.get_training_transforms(size, (0, 0), None, (), False)
+    for transform in pipeline.transforms:
+        if hasattr(transform, "p_rotation"):
+            transform.p_rotation = transform.p_scaling = 0
+        if type(transform).__name__ == "RandomTransform":
+            transform.apply_probability = 0
+    image, labels = torch.randn(1, *size), torch.zeros(1, *size, dtype=torch.int16)
+    labels[:, 8:-8, 8:-8] = 1
+    assert 1 in trainer.settings.roi.labels
+    result = pipeline(image=image.clone(), segmentation=labels.clone())
+    changed = result["image"][0] != image[0]
+    assert 0 < changed.sum() < changed.numel()
+    assert len(result["image"]) == 1 + (not augmented)
+    assert torch.equal(result["image"][-1], result["image"][0])
+    assert torch.equal(result["segmentation"][0], labels) or torch.equal(result["segmentation"], labels)
+
+
 def test_it_trains_resumes_and_says_when_a_is_another(new_trainer, copied_a):
     settings = settings_of(copied_a, exported="mean")
     trainer = new_trainer(END_TO_END, "2d", **settings)

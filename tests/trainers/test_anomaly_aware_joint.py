@@ -8,7 +8,7 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_anomaly.errors import LeakageError, MissingCheckpointError
+from nnunet_anomaly.errors import LeakageError, MissingCheckpointError, SettingsError
 from nnunet_anomaly.losses.reconstruction import denoising_loss, mimic_loss
 from nnunet_anomaly.trainers.anomaly_aware_joint import nnUNetTrainerAnomalyAwareJoint as Joint
 
@@ -121,3 +121,9 @@ def test_without_g_or_with_an_a_of_other_cases_it_is_refused(new_trainer, traine
     torch.save(content, checkpoint)
     with pytest.raises(LeakageError, match="A of fold 0"):
         new_trainer(Joint, "2d", **settings_of(alone)).initialize()
+
+
+def test_lesions_in_what_its_teacher_takes_for_clean_are_refused(new_trainer, trained_a):
+    settings = settings_of(trained_a["2d_inpainting"], lesion_augmentation=True)
+    with pytest.raises(SettingsError, match="lesion_augmentation is not for"):
+        new_trainer(Joint, "2d", **settings)
