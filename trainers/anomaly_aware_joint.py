@@ -39,13 +39,14 @@ class nnUNetTrainerAnomalyAwareJoint(nnUNetTrainerAnomalyAwareEndToEnd):
         Raises:
             SettingsError: lesions are to be put into what its teacher is shown as the clean image.
         """
-        if self.settings.end_to_end.lesion_augmentation:
+        settings = AnomalySettings.from_plans(self.plans_manager.plans)
+        if settings.end_to_end.lesion_augmentation:
             raise SettingsError(
                 "end_to_end.lesion_augmentation is not for nnUNetTrainerAnomalyAwareJoint, whose A learns from clean "
                 "patches and, when denoising, from lesions of its own. Set it to false."
             )
         values = {"end_to_end.exported": "fold", "end_to_end.fine_tuned": True}
-        self.settings = AnomalySettings.from_plans(self.plans_manager.plans).with_values(values)
+        self.settings = settings.with_values(values)
         self.plans_manager.plans[BLOCK] = self.settings.to_dict()
 
     def choose_folds(self) -> dict[str, Fold]:
