@@ -32,6 +32,7 @@ VERBS = {
     "evaluate": ("evaluate", "compare label maps with references, and two methods with each other"),
     "evaluate-anomaly": ("evaluate_anomaly", "compare anomaly maps with lesion masks"),
     "evaluate-lesions": ("evaluate_lesions", "compare lesion masks with references, inside the bone"),
+    "stress": ("stress", "corrupt held-out cases and compare what trained models make of them"),
     "t2": ("t2", "measure T2 of femoral cartilage in its regions, and its change, from multi-echo series"),
     "evaluate-t2": ("evaluate_t2", "compare T2 of cartilage regions, and its change, with a reader's"),
     "demo": ("demo", "run the whole chain on generated data"),

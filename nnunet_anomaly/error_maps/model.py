@@ -137,6 +137,18 @@ def prepare_case(
         labels, mask_properties = reader.read_seg(str(mask))
         if labels.shape[1:] != data.shape[1:] or not np.allclose(properties["spacing"], mask_properties["spacing"]):
             raise GeometryError(f"{mask} has another grid than {images[0]}.")
+    return prepare_arrays(data, labels, properties, plans, configuration, dataset_json)
+
+
+def prepare_arrays(
+    data: np.ndarray,
+    labels: np.ndarray | None,
+    properties: dict[str, Any],
+    plans: Any,
+    configuration: Any,
+    dataset_json: dict[str, Any],
+) -> PreparedCase:
+    """Preprocess an image (C, ...) and labels (1, ...) that nnU-Net's reader, or somebody who changed them, gives."""
     preprocessor = configuration.preprocessor_class(verbose=False)
     data, labels_on_grid, properties = preprocessor.run_case_npy(
         data, labels, properties, plans, configuration, dataset_json
