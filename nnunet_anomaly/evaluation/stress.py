@@ -218,9 +218,9 @@ def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     Returns:
         A row for each pair of models, structure, metric and corruption ("none" is uncorrupted): ``n`` cases,
-        ``n_pairs`` pairs of values, ``n_undefined`` pairs left out (``n_undefined_first`` and ``n_undefined_second``: how often it
-        was a distance to or from an empty label map), ``n_missing`` places with a row of one model only, the means of
-        both over these pairs, ``mean_difference``, ``ci95_low`` and ``ci95_high``, ``simultaneous95_low`` and
+        ``n_pairs`` pairs of values, ``n_undefined`` pairs left out (``n_undefined_first``, ``n_undefined_second``: how
+        often it was a distance to or from an empty label map), ``n_missing`` places with a row of one model only, the
+        means of both over these pairs, ``mean_difference``, ``ci95_low`` and ``ci95_high``, ``simultaneous95_low`` and
         ``simultaneous95_high``, which hold for all ``n_compared`` corruptions together, ``verdict`` (from the latter)
         and ``note`` (what was left out and why). Nothing is adjusted for the number of models and figures.
     """
