@@ -5,8 +5,8 @@
 
 ``DATA`` has ``images/`` and ``labels/`` of the same names (Medical Segmentation Decathlon, Task04). Half of the cases
 are the training cases of fold 0; the other half, which no network of that fold has seen, is what the stress test
-corrupts. Every seed has its own networks throughout: G, A, the network that says what two passes erase, and those that are
-compared. All are 2-D, small and briefly trained, by the commands that a user types. What is done is kept, so that the
+corrupts. Every seed has its own networks throughout: G, A, the network that says what two passes erase, and those
+that are compared. All are 2-D, small and briefly trained, by the commands that a user types. What is done is kept, so that the
 script goes on where it was stopped. Tables over seeds: ``benchmarks/stress_table.py``.
 """
 
@@ -21,7 +21,7 @@ from console import Console
 from nnunet_anomaly.files import save_json, write_image
 
 PLANS = "nnUNetAnomalyTinyPlans"
-GRID = ("24", "64", "64")
+GRID = ("24", "64", "64")  # of 4.7 x 2.2 x 2.2 mm
 A_MAPS, TWO_PASSES = "Dataset311_ErrorMaps", "Dataset312_ErrorMapsTwoPasses"
 
 
@@ -32,6 +32,7 @@ class Study(Console):
         super().__init__(args.output, args.device)
         self.data, self.cases = args.data, args.cases
         self.epochs, self.inpainting_epochs, self.seed = args.epochs, args.inpainting_epochs, args.seed
+        self.severities, self.test_cases = args.severities, args.test_cases
         self.dataset = "Dataset300_Hippocampus" if args.dataset == "hippocampus" else "Dataset300_Knee"
 
     def trainer(self, name: str) -> str:
@@ -94,6 +95,24 @@ class Study(Console):
         self.plan(data, f"end_to_end.model={model}", "end_to_end.lesion_augmentation=true", name="end_to_end_augmented")
         self.train(data, "AnomalyAwareEndToEnd", plans="end_to_end_augmented")
 
+    def stress(self) -> None:
+        """The stress test of all arms on the cases that fold 0 holds out; also with component cleaning."""
+        data = self.dataset
+        arms = {
+            "plain nnU-Net": f"{data}/{self.trainer('Seeded')}__seeded__2d",
+            "lesion augmentation": f"{data}/{self.trainer('AnomalyAugmentation')}__seeded__2d",
+            "channel by A": f"{A_MAPS}/{self.trainer('AnomalyAware')}__seeded__2d",
+            "channel by two passes": f"{TWO_PASSES}/{self.trainer('AnomalyAware')}__seeded__2d",
+            "end to end": f"{data}/{self.trainer('AnomalyAwareEndToEnd')}__end_to_end__2d",
+            "end to end + augmentation": f"{data}/{self.trainer('AnomalyAwareEndToEnd')}__end_to_end_augmented__2d",
+            "joint": f"{data}/{self.trainer('AnomalyAwareJoint')}__end_to_end__2d",
+        }
+        models = [part for model in arms.values() for part in ("-tr", model)]
+        how = ("--severities", *self.severities, "--cleaned", "--disable_tta", "-np", "1", "-device", self.device)
+        cases = ("--cases", str(self.test_cases)) if self.test_cases else ()
+        what = ("-d", data, *models, "--names", *arms, "-f", "0", *cases, "-o", str(self.output / "stress"))
+        self.call("nnunet-anomaly", "stress", *what, *how)
+
 
 def write_hippocampi(data: Path, raw: Path) -> None:
     """All cases as a dataset of two folds."""
@@ -129,6 +148,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=24, help="generated knees (default: 24)")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--inpainting-epochs", type=int, default=8)
+    parser.add_argument("--severities", nargs="+", default=("0.5", "1"))
+    parser.add_argument("--test-cases", type=int, help="default: all that fold 0 holds out")
     parser.add_argument("-device", default="cpu")
     args = parser.parse_args()
     if (args.dataset == "hippocampus") != (args.data is not None):
@@ -136,6 +157,7 @@ def main() -> None:
     study = Study(args)
     study.write_dataset()
     study.train_all()
+    study.stress()
 
 
 if __name__ == "__main__":

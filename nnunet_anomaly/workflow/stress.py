@@ -1,6 +1,6 @@
 """The stress test: held-out cases are corrupted, predicted by every model, and measured.
 
-Images stay in memory, so that a test of hundreds of corrupted volumes takes no room on the disk. A small record of every
+Images stay in memory, so that a test of hundreds of corrupted volumes takes no room on the disk. A record of every
 prediction is kept, so that a run that was stopped goes on where it was.
 """
 
@@ -184,11 +184,17 @@ def read_case(files: CaseFiles, test: StressTest, reader: Any) -> tuple[Case, di
         raise InputError(f"{len(files.images)} of {channels} channels are there.")
     data, properties = reader.read_images([str(path) for path in files.images[:channels]])
     labels, _ = reader.read_seg(str(files.labels))
-    whole = [np.abs(channel).max(initial=0) < 2**31 and np.array_equal(channel, np.rint(channel)) for channel in data]
-    images = [channel.astype(np.int32) if is_whole else channel for channel, is_whole in zip(data, whole, strict=True)]
-    label_map = as_label_map(labels[0], str(files.labels))
+    images = tuple(as_integers(channel) for channel in data)
+    label_map = as_label_map(as_integers(labels[0]), str(files.labels))
     spacing_mm = tuple(float(size) for size in properties["spacing"])
-    return Case(files.name, tuple(images), label_map, spacing_mm, test.channels, test.region_labels), properties
+    return Case(files.name, images, label_map, spacing_mm, test.channels, test.region_labels), properties
+
+
+def as_integers(values: np.ndarray) -> np.ndarray:
+    """The same as int32 where all are whole numbers, which nnU-Net's readers give as float32."""
+    with np.errstate(invalid="ignore"):
+        is_whole = np.array_equal(values, np.rint(values)) and np.abs(values).max(initial=0) < 2**31
+    return values.astype(np.int32) if is_whole else values
 
 
 # -- the test ---------------------------------------------------------------------------------------------------------
@@ -303,7 +309,7 @@ def stacked(corrupted: Corrupted) -> np.ndarray:
 
 
 def _settled(measuring: deque[tuple[str, Future[None]]], at_most: int = 0) -> dict[str, str]:
-    failed = {}
+    failed: dict[str, str] = {}
     while len(measuring) > at_most:
         name, future = measuring.popleft()
         try:
@@ -356,9 +362,7 @@ def collect_rows(
                 what = {"model": model.name + suffix, "corruption": grade[0], "severity": grade[1]}
                 where = {"case": files.name, "fold": group.fold, "structure": structure}
                 rows.append(what | where | _with_nan(figures))
-    order = {name: place for place, name in enumerate(dict.fromkeys(row["model"] for row in rows))}
-    plain_first = sorted(order, key=lambda name: (name.endswith(CLEANED), order[name]))
-    return sorted(rows, key=lambda row: plain_first.index(row["model"]))
+    return sorted(rows, key=lambda row: str(row["model"]).endswith(CLEANED))  # stable: cleaned ones come last
 
 
 def _predictions(

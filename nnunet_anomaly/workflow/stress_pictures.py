@@ -61,8 +61,9 @@ def _draw(
         name: predictor.predict(stacked(corrupted), properties).astype(np.uint16)
         for name, predictor in predictors.items()
     }
-    title = f"{files.name}: {worst['corruption'].replace('_', ' ')}, severity {worst['severity']:g}"
-    path = output / f"{worst['corruption']}_{worst['severity']:g}_{files.name}.png"
+    title = f"{files.name}: {worst.corruption.replace('_', ' ')}, severity {worst.severity:g}"
+    caption = f"{title}. Dice of {worst.model}: {worst.dice_uncorrupted:.3f} uncorrupted, {worst.dice:.3f} corrupted."
+    path = output / f"{worst.corruption}_{worst.severity:g}_{files.name}.png"
     draw_case(
         path,
         title,
