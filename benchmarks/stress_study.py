@@ -6,8 +6,8 @@
 ``DATA`` has ``images/`` and ``labels/`` of the same names (Medical Segmentation Decathlon, Task04). Half of the cases
 are the training cases of fold 0; the other half, which no network of that fold has seen, is what the stress test
 corrupts. Every seed has its own networks throughout: G, A, the network that says what two passes erase, and those
-that are compared. All are 2-D, small and briefly trained, by the commands that a user types. What is done is kept, so that the
-script goes on where it was stopped. Tables over seeds: ``benchmarks/stress_table.py``.
+that are compared. All are 2-D, small and briefly trained, by the commands that a user types. What is done is kept, so
+that the script goes on where it was stopped. Tables over seeds: ``benchmarks/stress_table.py``.
 """
 
 from __future__ import annotations
