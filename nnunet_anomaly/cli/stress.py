@@ -34,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure every prediction once more after small components are dropped (below "
         f"{CLEANED_SHARE:g} of their label's largest, as nnunet-anomaly postprocess does)",
     )
-    parser.add_argument("--nsd-tolerance-mm", type=float, default=1.0, help="of the surface Dice (default: 1.0)")
-    parser.add_argument("--worst", type=int, default=8, metavar="N", help="pictures of the N worst cases (default: 8)")
+    parser.add_argument("--nsd-tolerance-mm", type=_length_mm, default=1.0, help="of the surface Dice (default: 1.0)")
+    parser.add_argument(
+        "--worst", type=_count, default=8, metavar="N", help="pictures of the N worst cases; 0: none (default: 8)"
+    )
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring in prediction: faster, as in nnU-Net")
     parser.add_argument("-np", type=int, default=2, help="processes that measure (default: 2)")
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
@@ -92,7 +94,7 @@ def _add_corruptions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument(
         "--size-mm",
-        type=float,
+        type=_length_mm,
         help="radius at severity 1 of corruptions that have one (default: from the structure that is hit)",
     )
     parser.add_argument(
@@ -101,6 +103,22 @@ def _add_corruptions(parser: argparse.ArgumentParser) -> None:
         metavar="LABEL",
         help="labels by name where corruptions begin (default: anomaly.roi_labels of dataset.json, else all)",
     )
+
+
+def _length_mm(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no length in mm above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 0 on")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -117,12 +135,14 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no CUDA device here; give -device cpu.")
     raw = find_dataset_folder(nnunet_folder("nnUNet_raw"), args.dataset)
-    test, reader = _test_of(args, raw)
+    args.folds = in_order(args.folds)
+    test = _test_of(args, raw)
     groups = _groups_of(args, raw)
+    reader = _reader_of(raw, groups)
     models = _models_of(args, raw.name)
     for model in models:
         check_model(model, _dataset_json(raw), type(reader).__name__, args.folds)
-        check_error_maps(model, args.folds)
+        check_error_maps(model, type(reader).__name__, args.folds)
         for group in groups:
             for fold in group.folds:
                 check_not_seen(model, fold, [files.name for files in group.cases], args.allow_leak)
@@ -150,11 +170,8 @@ def _dataset_json(raw: Path) -> dict[str, Any]:
     return load_json(raw / "dataset.json")
 
 
-def _test_of(args: argparse.Namespace, raw: Path) -> tuple[StressTest, Any]:
-    """What is done to every case, and nnU-Net's reader of the dataset."""
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
+def _test_of(args: argparse.Namespace, raw: Path) -> StressTest:
+    """What is done to every case."""
     from nnunet_anomaly.dataset_roles import labels_by_name, roi_labels
     from nnunet_anomaly.phantoms.stress_corruptions import CORRUPTIONS, as_severity
     from nnunet_anomaly.workflow.stress import StressTest, image_names
@@ -171,9 +188,9 @@ def _test_of(args: argparse.Namespace, raw: Path) -> tuple[StressTest, Any]:
     if not all(grades.values()):
         raise InputError("--severities has nothing but 0, which changes nothing. Give one above 0.")
     sizes_mm = {name: args.size_mm for name in names if args.size_mm is not None and CORRUPTIONS[name].has_size}
-    cases = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
-    example = next(iter(cases.values()))["images"][0]
-    test = StressTest(
+    if args.size_mm is not None and not sizes_mm:
+        raise InputError(f"--size-mm: {', '.join(names)} has no size. Leave it out, or name other --corruptions.")
+    return StressTest(
         corruptions=grades,
         seed=args.seed,
         sizes_mm=sizes_mm,
@@ -184,7 +201,18 @@ def _test_of(args: argparse.Namespace, raw: Path) -> tuple[StressTest, Any]:
         cleaned_share=CLEANED_SHARE if args.cleaned else None,
         mirroring=not args.disable_tta,
     )
-    return test, determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)()
+
+
+def _reader_of(raw: Path, groups: Sequence[Group]) -> Any:
+    """nnU-Net's reader of the dataset, found as nnU-Net finds it when it plans."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    images = [files.images[0] for group in groups for files in group.cases]
+    example = next((str(path) for path in images if path.is_file()), None)
+    try:
+        return determine_reader_writer_from_dataset_json(_dataset_json(raw), example, verbose=False)()
+    except RuntimeError as error:
+        raise InputError(f"{raw / 'dataset.json'}: nnU-Net has no reader for these files: {error}") from error
 
 
 def _region(names: Sequence[str], structures: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -199,8 +227,8 @@ def _groups_of(args: argparse.Namespace, raw: Path) -> list[Group]:
 
     if (args.i is None) != (args.l is None):
         raise InputError("-i and -l go together: images, and their label maps.")
-    folds = in_order(args.folds)
     ending = _dataset_json(raw)["file_ending"]
+    folds = args.folds
     groups = held_out_groups(raw, folds) if args.i is None else [group_of_folder(args.i, args.l, folds, ending)]
     return _chosen(groups, args.cases) if args.cases else groups
 
@@ -243,7 +271,7 @@ def _settings(
     """For the report."""
     from nnunet_anomaly import __version__
     from nnunet_anomaly.phantoms.stress_corruptions import CORRUPTIONS
-    from nnunet_anomaly.workflow.stress import CLEANED
+    from nnunet_anomaly.workflow.stress_models import CLEANED
 
     described = [model.described(args.folds) | {"cleaned": False} for model in models]
     if test.cleaned_share is not None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from nnunet_anomaly.dataset_roles import channel_names, image_channels
 from nnunet_anomaly.error_maps.folds import ALL, Fold
-from nnunet_anomaly.errors import InputError
+from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.evaluation.cohort import json_safe
 from nnunet_anomaly.evaluation.stress_case import corrupted_case_figures
 from nnunet_anomaly.files import (
@@ -30,22 +30,22 @@ from nnunet_anomaly.files import (
     made_from,
     nnunet_folder,
     open_pool,
+    read_image,
     save_json,
 )
-from nnunet_anomaly.label_maps import as_label_map
+from nnunet_anomaly.label_maps import ENDINGS, as_label_map, labels_in
 from nnunet_anomaly.phantoms.stress_corruptions import Case, Corrupted, corrupt
 from nnunet_anomaly.postprocessing.components import keep_components
-from nnunet_anomaly.workflow.stress_models import Predictor, StressModel
+from nnunet_anomaly.workflow.stress_models import CLEANED, Predictor, StressModel
 
 NONE = "none"  # the corruption of an image that is as it was
-CLEANED = ", cleaned"  # behind the name of a model whose components were cleaned
 RECORDS = "cases"
 Structures = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """A case that is to be corrupted: its channels and its label map."""
+    """A case that is to be corrupted: its channels (one file each, or one of several) and its label map."""
 
     name: str
     images: tuple[Path, ...]
@@ -99,13 +99,12 @@ class StressTest:
 
     def settings(self, corruption: str, severity: float) -> dict[str, Any]:
         """What a record of one grade depends on, as JSON."""
-        return {
+        drawn = {} if corruption == NONE else {"seed": self.seed, "region_labels": self.region_labels}
+        return drawn | {
             "corruption": corruption,
             "severity": severity,
-            "seed": self.seed,
             "size_mm": self.sizes_mm.get(corruption),
             "channels": self.channels,
-            "region_labels": self.region_labels,
             "structures": {name: list(labels) for name, labels in self.structures.items()},
             "nsd_tolerance_mm": self.nsd_tolerance_mm,
             "cleaned_share": self.cleaned_share,
@@ -114,8 +113,10 @@ class StressTest:
 
     def corrupted(self, case: Case, corruption: str, severity: float) -> Corrupted:
         """A case as models are to see it."""
-        name = next(iter(self.corruptions)) if corruption == NONE else corruption
-        return corrupt(case, name, severity, seed=self.seed, size_mm=self.sizes_mm.get(name) if severity else None)
+        if corruption == NONE:
+            unchanged = corrupt(case, next(iter(self.corruptions)), 0)
+            return replace(unchanged, record=unchanged.record | {"corruption": NONE})
+        return corrupt(case, corruption, severity, seed=self.seed, size_mm=self.sizes_mm.get(corruption))
 
 
 # -- cases ------------------------------------------------------------------------------------------------------------
@@ -124,8 +125,10 @@ class StressTest:
 def held_out_groups(raw: Path, folds: Sequence[Fold]) -> list[Group]:
     """The cases that each fold holds out, by ``splits_final.json`` of the preprocessed dataset, or else the raw one.
 
+    Files that are missing are named when their case is read.
+
     Raises:
-        InputError: nothing is held out: fold ``all``, no splits, no such fold, or an empty one; or a case has no files.
+        InputError: nothing is held out: fold ``all``, no splits, no such fold, or an empty one; or a case by two folds.
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -136,22 +139,39 @@ def held_out_groups(raw: Path, folds: Sequence[Fold]) -> list[Group]:
     found = [folder / "splits_final.json" for folder in places if (folder / "splits_final.json").is_file()]
     if not found:
         raise InputError(f"{raw.name} has no splits_final.json, so that no case is known to be held out. {other}")
-    splits = load_json(found[0])
-    files = get_filenames_of_train_images_and_targets(str(raw), load_json(raw / "dataset.json"))
-    groups = []
+    splits, dataset_json = load_json(found[0]), load_json(raw / "dataset.json")
+    listed = get_filenames_of_train_images_and_targets(str(raw), dataset_json) if "dataset" in dataset_json else {}
+    groups: list[Group] = []
     for fold in folds:
         if not isinstance(fold, int) or fold >= len(splits):
             raise InputError(f"{found[0]} has folds 0 to {len(splits) - 1}, but not {fold}.")
         cases = splits[fold]["val"]
         if not cases:
             raise InputError(f"Fold {fold} of {found[0]} holds out no case. {other}")
-        if missing := [case for case in cases if case not in files]:
-            raise InputError(f"{raw} has no images of {', '.join(missing[:5])}, which {found[0]} names.")
-        listed = [
-            CaseFiles(case, tuple(map(Path, files[case]["images"])), Path(files[case]["label"])) for case in cases
-        ]
-        groups.append(Group((fold,), tuple(listed)))
+        for group in groups:
+            if twice := sorted(set(cases) & {files.name for files in group.cases}):
+                raise InputError(
+                    f"{found[0]}: folds {group.fold} and {fold} both hold out {', '.join(twice[:5])}. Name one of them "
+                    "by -f, as a case is predicted once."
+                )
+        groups.append(
+            Group((fold,), tuple(_held_out(case, raw, dataset_json["file_ending"], listed) for case in cases))
+        )
     return groups
+
+
+def _held_out(case: str, raw: Path, ending: str, listed: Mapping[str, Any]) -> CaseFiles:
+    """Files of a training case: as ``dataset.json`` lists them where it does, else by their names."""
+    if case in listed:
+        return CaseFiles(case, tuple(map(Path, listed[case]["images"])), Path(listed[case]["label"]))
+    return CaseFiles(case, channel_files(raw / "imagesTr", case, ending), raw / "labelsTr" / f"{case}{ending}")
+
+
+def channel_files(folder: Path, case: str, ending: str) -> tuple[Path, ...]:
+    """Files of all channels of a case up to the last that is there; those that are missing too, and the first one."""
+    there = folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}")
+    last = max((int(path.name.removesuffix(ending)[-4:]) for path in there), default=0)
+    return tuple(folder / f"{case}_{channel:04d}{ending}" for channel in range(last + 1))
 
 
 def group_of_folder(images: Path, labels: Path, folds: Sequence[Fold], ending: str) -> Group:
@@ -166,10 +186,7 @@ def group_of_folder(images: Path, labels: Path, folds: Sequence[Fold], ending: s
         raise InputError(f"{images} holds no image named <case>_0000{ending}.")
     if missing := [name for name in names if not (labels / f"{name}{ending}").is_file()]:
         raise InputError(f"{labels} has no {', '.join(f'{name}{ending}' for name in missing[:5])}.")
-    cases = [
-        CaseFiles(name, tuple(sorted(images.glob(f"{name}_[0-9][0-9][0-9][0-9]{ending}"))), labels / f"{name}{ending}")
-        for name in names
-    ]
+    cases = [CaseFiles(name, channel_files(images, name, ending), labels / f"{name}{ending}") for name in names]
     return Group(tuple(folds), tuple(cases))
 
 
@@ -177,17 +194,37 @@ def read_case(files: CaseFiles, test: StressTest, reader: Any) -> tuple[Case, di
     """A case by nnU-Net's own reader, and its properties. Whole numbers are integers, which corruptions round to.
 
     Raises:
-        InputError: a channel is missing, or see ``Case``.
+        InputError: a file is missing or damaged, there are fewer channels, or see ``Case``.
+        GeometryError: the label map lies on another grid.
+        LabelError: it is none, or holds labels that dataset.json does not have.
     """
-    channels = len(test.channels)
-    if len(files.images) < channels:
-        raise InputError(f"{len(files.images)} of {channels} channels are there.")
-    data, properties = reader.read_images([str(path) for path in files.images[:channels]])
-    labels, _ = reader.read_seg(str(files.labels))
-    images = tuple(as_integers(channel) for channel in data)
+    paths = files.images[: len(test.channels)]
+    for path in [*paths, files.labels]:
+        check_readable(path)
+    data, properties = reader.read_images([str(path) for path in paths])
+    if len(data) != len(test.channels):  # a file may hold several, as colour images do
+        raise InputError(f"{len(data)} of {len(test.channels)} channels are there: {[path.name for path in paths]}.")
+    labels, of_labels = reader.read_seg(str(files.labels))
+    if labels.shape[1:] != data.shape[1:] or not np.allclose(of_labels["spacing"], properties["spacing"]):
+        raise GeometryError(f"{files.labels} has another grid than {paths[0]}.")
     label_map = as_label_map(as_integers(labels[0]), str(files.labels))
+    if stray := set(labels_in(label_map)) - {label for known in test.structures.values() for label in known}:
+        raise LabelError(f"{files.labels} holds the labels {sorted(stray)}, which dataset.json does not have.")
+    images = tuple(as_integers(channel) for channel in data)
     spacing_mm = tuple(float(size) for size in properties["spacing"])
     return Case(files.name, images, label_map, spacing_mm, test.channels, test.region_labels), properties
+
+
+def check_readable(path: Path) -> None:
+    """A file is there and whole: some readers take a file that is cut off, and NaN as 0.
+
+    Raises:
+        InputError: it is not.
+    """
+    if path.name.endswith(ENDINGS):
+        read_image(path)
+    elif not path.is_file():
+        raise InputError(f"{path} does not exist.")
 
 
 def as_integers(values: np.ndarray) -> np.ndarray:
@@ -284,8 +321,8 @@ def _run_case(
         name = f"{files.name}, {grade[0]} {grade[1]:g}"
         try:
             corrupted = test.corrupted(case, *grade)
-        except InputError as problem:
-            failed[name] = str(problem)
+        except Exception as problem:
+            _note_failure(failed, name, problem)
             bar.update(len(waiting))
             continue
         image = stacked(corrupted)
@@ -337,6 +374,10 @@ def measure(
     drawn: Mapping[str, Any],
 ) -> None:
     """Worker: figures of one prediction, and of what cleaning makes of it, into its record."""
+    # a single slice is measured as the 2-D image that it is: as a volume, all of a structure would be its surface
+    shape = tuple(size for size in reference.shape if size > 1)
+    spacing_mm = [mm for mm, size in zip(spacing_mm, reference.shape, strict=True) if size > 1]
+    reference, prediction, anomaly = (each.reshape(shape) for each in (reference, prediction, anomaly))
     label_map = as_label_map(prediction, "prediction")
     known = (anomaly, spacing_mm, test.structures, test.nsd_tolerance_mm)
     found = {"structures": corrupted_case_figures(reference, label_map, *known)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +25,7 @@ from nnunet_anomaly.files import load_json, nnunet_folder, sha256_of
 from nnunet_anomaly.settings import BLOCK
 
 PREFIX = "nnUNetTrainer"
+CLEANED = ", cleaned"  # behind the name of a model whose components were cleaned
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,13 @@ class StressModel:
     @property
     def error_maps(self) -> Mapping[str, Any] | None:
         """Where its error-map channel comes from, as ``nnunet-anomaly error-maps`` noted it; None without one."""
-        if not error_channels(self.dataset_json):
+        channels = error_channels(self.dataset_json)
+        if not channels:
             return None
+        if len(channels) > 1:
+            raise InputError(
+                f"{self.folder / 'dataset.json'} has {len(channels)} error-map channels; the stress test can make one."
+            )
         origin: Mapping[str, Any] | None = self.dataset_json.get(KEY, {}).get(DERIVED_FROM)
         if origin is None:
             raise InputError(
@@ -56,10 +64,10 @@ class StressModel:
         return origin
 
     @property
-    def makes_error_maps(self) -> bool:
-        """Whether A is inside its network."""
+    def networks_inside(self) -> int:
+        """How many A are inside its network; 0 where it makes no error maps itself."""
         block = load_json(self.folder / "plans.json").get(BLOCK, {})
-        return bool(block.get("end_to_end", {}).get("networks"))  # written by the trainer alone
+        return int(block.get("end_to_end", {}).get("networks") or 0)  # written by the trainer alone
 
     def checkpoints(self, folds: Sequence[Fold]) -> list[Path]:
         """Files of some folds, and of the networks that make its error maps."""
@@ -77,7 +85,7 @@ class StressModel:
         if origin:
             maps = f"{origin['dataset']}/{origin['model']}"
             maps += f", erasing what {origin['masks_from']} finds" if origin["masks_from"] else ""
-        elif self.makes_error_maps:
+        elif self.networks_inside:
             maps = "made inside the network"
         where = {"folder": self.folder.name, "dataset": self.folder.parent.name, "folds": list(folds)}
         return {"name": self.name, **where, "error_maps": maps, "anomaly_aware": maps is not None}
@@ -139,33 +147,46 @@ def find_model(text: str, dataset: str, plans: str, configuration: str, unpacked
 
 
 def unpack_model(path: Path, folder: Path) -> Path:
-    """Unpack the one model of a file by ``nnUNetv2_export_model_to_zip``; what was unpacked before is replaced.
+    """Unpack the one model of a file by ``nnUNetv2_export_model_to_zip``, once: a rerun finds the same files again.
 
     Raises:
-        InputError: not such a file, or paths in it lead out of the folder.
+        InputError: not such a file, a damaged one, or paths in it lead out of the folder.
     """
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is no zip file, or does not exist.")
-    target = folder / path.stem
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            parts = PurePosixPath(name.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts or (parts.parts and ":" in parts.parts[0]):
-                raise InputError(f"{path} holds '{name}', which leads out of the folder: do not trust this file.")
-        shutil.rmtree(target, ignore_errors=True)
-        archive.extractall(target)
+    target = folder / f"{path.stem}_{sha256_of([path])[:12]}"  # two files of one name are two models
+    if not target.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial_", dir=folder) as partial:
+            _extract(path, Path(partial) / "whole")
+            (Path(partial) / "whole").rename(target)
     models = sorted(plans.parent for plans in target.rglob("plans.json") if (plans.parent / "dataset.json").is_file())
     if len(models) != 1:
+        shutil.rmtree(target)
         found = ", ".join(model.name for model in models) or "none"
         raise InputError(f"{path} must hold one model as nnUNetv2_export_model_to_zip writes it; it holds {found}.")
     return models[0]
+
+
+def _extract(path: Path, target: Path) -> None:
+    target.mkdir()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                parts = PurePosixPath(name.replace("\\", "/"))
+                if parts.is_absolute() or ".." in parts.parts or (parts.parts and ":" in parts.parts[0]):
+                    raise InputError(f"{path} holds '{name}', which leads out of the folder: do not trust this file.")
+            archive.extractall(target)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged, or encrypted
+        raise InputError(f"{path} cannot be unpacked ({error}). Fetch or export it again.") from error
 
 
 def name_models(folders: Sequence[Path], names: Sequence[str] | None) -> list[str]:
     """A name for every model: as given, else its trainer without nnU-Net's prefix, with more where two are alike.
 
     Raises:
-        InputError: another number of names, two that are alike, or one that no folder can have.
+        InputError: another number of names, two that are alike, one that no folder can have, or one that means a
+            cleaned model.
     """
     if names is None:
         parts = [[folder.parent.name, *folder.name.split("__")] for folder in folders]
@@ -178,6 +199,8 @@ def name_models(folders: Sequence[Path], names: Sequence[str] | None) -> list[st
     for name in names:
         if not name or name.startswith(".") or Path(name).name != name:
             raise InputError(f"--names: '{name}' cannot be a model's name, since a folder is named so.")
+        if name.endswith(CLEANED):
+            raise InputError(f"--names: '{name}' ends in '{CLEANED}', as the names of cleaned models do.")
     return list(names)
 
 
@@ -206,12 +229,7 @@ def check_model(model: StressModel, dataset_json: Mapping[str, Any], reader: str
             "models of the same labels."
         )
     plans = load_json(model.folder / "plans.json")
-    if plans["image_reader_writer"] != reader:
-        raise InputError(
-            f"{model.name} reads images by {plans['image_reader_writer']}, but other models or the dataset by "
-            f"{reader}, whose axes may be in another order. Plan with one "
-            "reader: overwrite_image_reader_writer in dataset.json."
-        )
+    _check_reader(model.name, plans, reader)
     configuration = model.folder.name.split("__")[-1]
     if plans["configurations"].get(configuration, {}).get("previous_stage"):
         raise InputError(f"{model.name} is the second stage of a cascade, which the stress test does not run.")
@@ -224,12 +242,13 @@ def check_model(model: StressModel, dataset_json: Mapping[str, Any], reader: str
         )
 
 
-def check_error_maps(model: StressModel, folds: Sequence[Fold]) -> None:
+def check_error_maps(model: StressModel, reader: str, folds: Sequence[Fold]) -> None:
     """The networks that made the error maps of a model's training cases are there, and are the same.
 
     Raises:
         MissingCheckpointError: one is gone.
-        InputError: one was trained again since, so that its maps are others than those that the model has learnt from.
+        InputError: one was trained again since, so that its maps are others than those that the model has learnt from;
+            or they read images by another reader.
     """
     origin = model.error_maps
     if origin is None:
@@ -241,6 +260,8 @@ def check_error_maps(model: StressModel, folds: Sequence[Fold]) -> None:
         ):
             if not path.is_file():
                 raise MissingCheckpointError(f"{model.name} needs error maps by {path}, which is not there.")
+            plans = load_json(path.parents[1] / "plans.json")
+            _check_reader(f"{path.parents[1].name}, which makes error maps for {model.name},", plans, reader)
         known, now = origin["checkpoints_sha256"], sha256_of([folder / f"fold_{fold}" / origin["checkpoint"]])
         if isinstance(fold, int) and fold < len(known) and known[fold] not in (None, now):
             raise InputError(
@@ -249,39 +270,74 @@ def check_error_maps(model: StressModel, folds: Sequence[Fold]) -> None:
             )
 
 
+def _check_reader(name: str, plans: Mapping[str, Any], reader: str) -> None:
+    if plans["image_reader_writer"] != reader:
+        raise InputError(
+            f"{name} reads images by {plans['image_reader_writer']}, but the dataset is read by {reader}, whose axes "
+            "may be in another order. Plan with one reader: overwrite_image_reader_writer in dataset.json."
+        )
+
+
 def check_not_seen(model: StressModel, fold: Fold, cases: Sequence[str], allow_leak: bool) -> None:
-    """No network of a fold has learnt from the cases, by what its checkpoint or its dataset's splits say.
+    """No network of a fold, and none of those that make its error maps, has learnt from the cases.
+
+    By what its checkpoint says, or else ``splits_final.json`` of its preprocessed dataset.
 
     Raises:
         LeakageError: one has; or nothing says so.
     """
     if allow_leak:
         return
-    learnt = _learnt_from(model, fold)
-    if learnt is None:
+    for path in model.checkpoints([fold]):
+        folder, network = path.parents[1], f"Fold {fold} of {model.name}"
+        if folder != model.folder:
+            network = f"Fold {fold} of {folder.name}, which makes error maps for {model.name},"
+        learnt = _learnt_from(path, fold)
+        if learnt is None:
+            raise LeakageError(
+                f"Nothing says which cases fold {fold} of {folder.name} has learnt from: there is no splits_final.json "
+                f"of {folder.parent.name}. If it has seen none of the cases to test on, say --allow-leak."
+            )
+        if seen := sorted(learnt & set(cases)):
+            raise LeakageError(
+                f"{network} has learnt from {_listed(seen)}. Test it on cases that it held out (the folds of "
+                "splits_final.json changed since?), or say --allow-leak."
+            )
+    if model.networks_inside > 1:
+        _check_not_seen_inside(model, cases)
+
+
+def _check_not_seen_inside(model: StressModel, cases: Sequence[str]) -> None:
+    """Several A in one network are of several folds: together they have seen every training case."""
+    splits = _splits_of(model.folder.parent.name) or []
+    if seen := sorted({case for split in splits for case in (*split["train"], *split["val"])} & set(cases)):
         raise LeakageError(
-            f"Nothing says which cases fold {fold} of {model.name} has learnt from: there is no splits_final.json of "
-            f"{model.folder.parent.name}. If it has seen none of the cases to test on, say --allow-leak."
-        )
-    if seen := sorted(learnt & set(cases)):
-        raise LeakageError(
-            f"Fold {fold} of {model.name} has learnt from {', '.join(seen[:5])}{' ...' if len(seen) > 5 else ''}. "
-            "Test it on cases that it held out (the folds of splits_final.json changed since?), or say --allow-leak."
+            f"{model.name} has A of {model.networks_inside} folds inside (end_to_end.exported=mean), and every "
+            f"training case is known to one of them, also {_listed(seen)}. Test it on other cases by -i, or say "
+            "--allow-leak."
         )
 
 
-def _learnt_from(model: StressModel, fold: Fold) -> set[str] | None:
-    path = model.folder / f"fold_{fold}" / model.checkpoint
+def _learnt_from(path: Path, fold: Fold) -> set[str] | None:
+    """Cases that a checkpoint has learnt from; None where nothing says so."""
     content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     if split := content["init_args"].get(SPLIT):
         return set(split["train"])
-    folder = nnunet_folder("nnUNet_preprocessed") / model.folder.parent.name
-    if not (folder / "splits_final.json").is_file():
+    splits = _splits_of(path.parents[2].name)
+    if splits is None:
         return None
-    splits = load_json(folder / "splits_final.json")
     if isinstance(fold, int):
         return set(splits[fold]["train"]) if fold < len(splits) else None
     return {case for split in splits for case in (*split["train"], *split["val"])}
+
+
+def _splits_of(dataset: str) -> list[dict[str, list[str]]] | None:
+    path = nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
+    return load_json(path) if path.is_file() else None
+
+
+def _listed(cases: Sequence[str]) -> str:
+    return f"{', '.join(cases[:5])}{' ...' if len(cases) > 5 else ''}"
 
 
 def _image_names(dataset_json: Mapping[str, Any]) -> list[str]:
@@ -327,6 +383,7 @@ class Predictor:
         mask = None
         if self.masks is not None:
             mask = self.masks.predict_single_npy_array(image.astype(np.float32), dict(properties))[None]
+            mask = mask.astype(np.float32)  # as nnU-Net's readers give it; outside the image it gets -1
         known = (dict(properties), model.plans, model.configuration, model.dataset_json)
         case = prepare_arrays(image.astype(np.float32), mask, *known)
         error, _ = case_maps(model, case, self.device)
