@@ -326,56 +326,44 @@ def _note(key: Mapping[str, str], pairs: _Pairs) -> str:
 # ---- the worst cases
 
 
-@dataclass(frozen=True)
-class WorstCase:
-    """A case to be drawn: what it lost in mean Dice over structures by a corruption, by the model that lost most."""
-
-    corruption: str
-    severity: float
-    case: str
-    model: str
-    dice_uncorrupted: float
-    dice: float
-
-    @property
-    def loss(self) -> float:
-        """Negative where the corrupted case is segmented better."""
-        return self.dice_uncorrupted - self.dice
-
-
-def worst_cases(rows: Sequence[Row], number: int) -> list[WorstCase]:
+def worst_cases(rows: Sequence[Row], number: int) -> list[dict[str, Any]]:
     """For each corruption, at its highest severity, the case that lost most in any model; the largest losses first.
 
     Args:
         rows: of structures; cases without a finite Dice, corrupted and uncorrupted, are left out.
         number: at most so many.
+
+    Returns:
+        Of each ``corruption``, ``severity``, ``case``, ``model`` (that lost most), its mean Dice over structures
+        ``dice_uncorrupted`` and ``dice``, and ``loss``, which is negative where all models did better.
     """
     by_case = per_case(rows)
     before = {(row["model"], row["case"]): row["dsc"] for row in by_case if row["corruption"] == UNCORRUPTED}
     highest: dict[str, float] = {}
     for row in by_case:
         highest[row["corruption"]] = max(row["severity"], highest.get(row["corruption"], 0.0))
-    worst: dict[str, WorstCase] = {}
+    worst: dict[str, dict[str, Any]] = {}
     for row in by_case:
         name = row["corruption"]
         if name == UNCORRUPTED or row["severity"] < highest[name]:
             continue
         uncorrupted = before.get((row["model"], row["case"]), math.nan)
-        found = WorstCase(name, row["severity"], row["case"], row["model"], uncorrupted, row["dsc"])
-        if math.isfinite(found.loss) and (name not in worst or found.loss > worst[name].loss):
+        found = {key: row[key] for key in ("corruption", "severity", "case", "model")}
+        found |= {"dice_uncorrupted": uncorrupted, "dice": row["dsc"], "loss": uncorrupted - row["dsc"]}
+        if math.isfinite(found["loss"]) and (name not in worst or found["loss"] > worst[name]["loss"]):
             worst[name] = found
-    return sorted(worst.values(), key=lambda each: -each.loss)[:number]
+    return sorted(worst.values(), key=lambda each: -each["loss"])[:number]
 
 
 # ---- a few plain sentences
 
 
-def headline(rows: Sequence[Row], comparisons: Sequence[Row], simple: Collection[str] = ()) -> list[str]:
+def headline(rows: Sequence[Row], comparisons: Sequence[Row] | None = None, simple: Collection[str] = ()) -> list[str]:
     """Does being anomaly-aware help on these data? Some sentences, all of them about Dice but for one a model.
 
     Args:
         rows: of structures.
-        comparisons: by ``compare`` of the same rows.
+        comparisons: by ``compare`` of the same rows; made here without.
         simple: names of models that need no error maps, so that it is said where one of them is not shown to be worse
             than the one with the highest Dice.
     """
@@ -392,6 +380,7 @@ def headline(rows: Sequence[Row], comparisons: Sequence[Row], simple: Collection
         )
     if len(models) < 2:
         return [*sentences, f"There is only one model, {''.join(models)}, so that nothing is compared."]
+    comparisons = compare(rows) if comparisons is None else comparisons
     whole = {(row["second"], row["metric"], row["corruption"]): row for row in comparisons if _is_whole(row)}
     if corruptions and cases >= MIN_CASES:
         sentences += _answer(models, {model: whole[model, "dsc", ALL_CORRUPTIONS] for model in models[1:]})

@@ -300,12 +300,12 @@ def test_worst_cases_are_the_largest_losses_of_each_corruption():
         return {"dsc": 0.9 - loss + (0.05 if structure == "bone" else -0.05)}
 
     found = worst_cases(rows_of(value=value), 5)
-    assert [(each.corruption, each.severity, each.case, each.model) for each in found] == [
+    assert [tuple(each[key] for key in ("corruption", "severity", "case", "model")) for each in found] == [
         ("metal", 1.0, "c4", "a"),
         ("noise", 1.0, "c2", "b"),
     ]
-    assert [each.loss for each in found] == pytest.approx([0.5, 0.3])
-    assert [each.dice_uncorrupted for each in found] == pytest.approx([0.9, 0.9])
+    assert [each["loss"] for each in found] == pytest.approx([0.5, 0.3])
+    assert [each["dice_uncorrupted"] for each in found] == pytest.approx([0.9, 0.9])
     assert worst_cases(rows_of(value=value), 1) == found[:1]
     assert worst_cases(rows_of(value=value), 0) == []
 
@@ -315,7 +315,7 @@ def test_worst_cases_need_an_uncorrupted_figure():
     for each in rows:
         if each["case"] in ("c1", "c2"):
             each["dsc"] = 0.0
-    assert {each.case for each in worst_cases(rows, 9)}.isdisjoint({"c1", "c2"})
+    assert {each["case"] for each in worst_cases(rows, 9)}.isdisjoint({"c1", "c2"})
 
 
 # ---- sentences
@@ -332,7 +332,9 @@ def gains(by_model, cost=None):
 
 
 def sentences(rows, simple=()):
-    return " ".join(headline(rows, compare(rows), simple))
+    found = headline(rows, simple=simple)
+    assert found == headline(rows, compare(rows), simple)
+    return " ".join(found)
 
 
 def test_the_headline_says_what_helps_and_what_it_costs():
