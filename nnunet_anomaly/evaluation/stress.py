@@ -423,7 +423,7 @@ def _simpler(rows: Sequence[Row], models: Sequence[str], simple: Collection[str]
     }
     best = max(models, key=lambda model: _mean_dice(corrupted.get(model, {})))
     if best in simple:
-        return [f"The highest mean Dice under corruption has {best}, which needs no error maps."]
+        return [f"{best} has the highest mean Dice under corruption, and needs no error maps."]
     as_good = []
     for model in models:
         if model in simple:
@@ -431,7 +431,7 @@ def _simpler(rows: Sequence[Row], models: Sequence[str], simple: Collection[str]
             key = {"first": model, "second": best, "metric": "dsc"}
             if _comparison(key, ALL_CORRUPTIONS, _together(pairs), 1)["verdict"] != BETTER:
                 as_good.append(model)
-    text = f"The highest mean Dice under corruption has {best}"
+    text = f"{best} has the highest mean Dice under corruption"
     if as_good:
         text += (
             f"; {_listed(as_good)}, without error maps, {'is' if len(as_good) == 1 else 'are'} not shown to be worse"
@@ -503,4 +503,6 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
+    if any(", " in name for name in names):
+        return "; ".join(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -364,7 +364,7 @@ def test_the_headline_names_a_simple_model_that_is_as_good():
     assert "higher than that of plain with augmentation, augmentation too and aware." in text
     assert "; augmentation, without error maps, is not shown to be worse." in text
     best = sentences(gains({"plain": 0.0, "augmentation": 0.2, "aware": 0.1}), simple=["plain", "augmentation"])
-    assert "The highest mean Dice under corruption has augmentation, which needs no error maps." in best
+    assert "augmentation has the highest mean Dice under corruption, and needs no error maps." in best
 
 
 def test_the_headline_of_one_model_of_few_cases_and_of_no_corruption():
