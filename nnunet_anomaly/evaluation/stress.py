@@ -56,6 +56,11 @@ METRICS = {
     "anomaly_recall": Metric("recall inside the anomaly", True, 1.0),
 }
 COMPARED = ("dsc", "hd_mm", "component_error", "anomaly_recall")
+COMPARISON_COLUMNS = (
+    *("first", "second", "structure", "metric", "corruption", "n", "n_pairs", "n_undefined"),
+    *("n_undefined_first", "n_undefined_second", "n_missing", "mean_first", "mean_second", "mean_difference"),
+    *("ci95_low", "ci95_high", "n_compared", "simultaneous95_low", "simultaneous95_high", "verdict", "note"),
+)
 _COUNTS = ("reference_voxels", "prediction_voxels", "components_reference", "components_prediction", "anomaly_voxels")
 
 Row = Mapping[str, Any]
@@ -368,6 +373,8 @@ def headline(rows: Sequence[Row], comparisons: Sequence[Row] | None = None, simp
             than the one with the highest Dice.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
+    if not models:
+        return ["No case was tested."]
     cases = len({row["case"] for row in rows})
     corruptions = {row["corruption"] for row in rows} - {UNCORRUPTED}
     sentences = [f"Tested on {_counted(cases, 'case')} with {_counted(len(corruptions), 'corruption')}."]
@@ -491,13 +498,14 @@ def _difference(row: Row, unit: str = "") -> str:
     if not row["n"]:
         return "no value"
     digits = 2 if unit else 3
-    text = f"{_signed(row['mean_difference'], digits)}{unit}"
+    text = f"{signed(row['mean_difference'], digits)}{unit}"
     if math.isnan(row["ci95_low"]):
         return text
-    return f"{text} ({_signed(row['ci95_low'], digits)} to {_signed(row['ci95_high'], digits)})"
+    return f"{text} ({signed(row['ci95_low'], digits)} to {signed(row['ci95_high'], digits)})"
 
 
-def _signed(value: float, digits: int) -> str:
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign; what rounds to 0 has none."""
     text = f"{value:+.{digits}f}"
     return text if text.strip("+-0.") else f"{0:.{digits}f}"
 

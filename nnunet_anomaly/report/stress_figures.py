@@ -59,6 +59,11 @@ def _base(name: str, models: Sequence[str]) -> str:
     return min((other for other in models if name == other or name.startswith(other + _VARIANT)), key=len)
 
 
+def _literal(name: str) -> str:
+    """A name as matplotlib shows it as it is: two dollar signs would be mathematics."""
+    return name.replace("$", r"\$")
+
+
 # ---- figures against severity
 
 
@@ -107,9 +112,15 @@ def severity_figure(points: Sequence[Mapping[str, Any]], metric: str) -> Figure:
 
 
 def _curve_handles(points: Sequence[Mapping[str, Any]], styles: Mapping[str, Mapping[str, Any]]) -> list[Line2D]:
-    handles = [Line2D([], [], markersize=4, label=name, **style) for name, style in styles.items()]
+    handles = [Line2D([], [], markersize=4, label=_literal(name), **style) for name, style in styles.items()]
     if any(_is_partial(row) for row in points):
-        hollow = {"marker": "o", "markersize": 4, "linestyle": "", "markerfacecolor": "white", "color": "0.3"}
+        hollow: dict[str, Any] = {
+            "marker": "o",
+            "markersize": 4,
+            "linestyle": "",
+            "markerfacecolor": "white",
+            "color": "0.3",
+        }
         handles.append(Line2D([], [], label="hollow: empty ones left out", **hollow))
     return handles
 
@@ -121,7 +132,7 @@ def _is_partial(row: Mapping[str, Any]) -> bool:
 
 def _draw_curves(ax: Axes, points: Sequence[Mapping[str, Any]], styles: Mapping[str, Mapping[str, Any]]) -> None:
     opacity = min(0.2, 0.6 / len(styles))  # of many bands none hides the lines
-    for name, style in reversed(styles.items()):  # the first model lies above the others
+    for name, style in reversed(list(styles.items())):  # the first model lies above the others
         rows = [row for row in points if row["model"] == name and math.isfinite(row["mean"])]
         x = [row["severity"] for row in rows]
         low, high = ([row[key] for row in rows] for key in ("ci95_low", "ci95_high"))
@@ -216,7 +227,7 @@ def draw_case(
         view.prediction(ax, predictions[name], reference, style["color"])
     _case_legend(figure, bool(predictions), not anomaly.all())
     where = "" if len(reference) == 1 else f", slice {index}"
-    figure.suptitle(title + where, fontweight="bold")
+    figure.suptitle(_literal(title + where), fontweight="bold")
     save_figure(figure, path)
 
 
@@ -236,7 +247,7 @@ def _as_slices(array: np.ndarray, axis: int | None) -> np.ndarray:
 
 def _picture_box(region: np.ndarray, in_plane_mm: Sequence[float]) -> tuple[slice, slice]:
     """Rows and columns with the region of any slice and a margin; the whole plane without a region."""
-    plane = region.any(axis=0)
+    plane: np.ndarray = np.any(region, axis=0)
     tight = bounding_box(plane)
     if tight is None:
         return slice(0, plane.shape[0]), slice(0, plane.shape[1])
@@ -261,7 +272,7 @@ def _telling_slice(
 def _window(original: np.ndarray, box: tuple[slice, slice], region: np.ndarray) -> tuple[float, float]:
     slices = np.flatnonzero(region.any(axis=(1, 2)))
     part = original[slices.min() : slices.max() + 1] if slices.size else original
-    low, high = np.percentile(part[(slice(None), *box)], [1, 99]).tolist()
+    low, high = np.percentile(part[:, box[0], box[1]], [1, 99]).tolist()
     return low, high if high > low else low + 1
 
 
@@ -294,7 +305,7 @@ class _View:
         ax.set_xticks([])
         ax.set_yticks([])
         ax.autoscale(False)  # outlines that reach over the edge must not widen a panel
-        ax.set_title(fill(name, 24), fontsize="medium")
+        ax.set_title(fill(_literal(name), 24), fontsize="medium")
 
     def outlines(self, ax: Axes, labels: np.ndarray, colour: str, **style: Any) -> None:
         """The outline of every label in the slice."""

@@ -14,6 +14,7 @@ from nnunet_anomaly.evaluation.stress import (
     ALL_STRUCTURES,
     BETTER,
     COMPARED,
+    COMPARISON_COLUMNS,
     METRICS,
     NO_VALUE,
     NOT_SHOWN,
@@ -186,6 +187,7 @@ def test_comparisons_against_brute_force_and_scipy():
     rows = rows_of()
     found = compare(rows)
     assert {each["metric"] for each in found} == set(COMPARED)
+    assert {tuple(each) for each in found} == {COMPARISON_COLUMNS}
     for corruption in GRADES:
         differences = brute_force(rows, corruption)
         row_found = only(found, corruption=corruption, structure="bone", metric="dsc")
@@ -374,6 +376,7 @@ def test_the_headline_of_one_model_of_few_cases_and_of_no_corruption():
     assert "is shown to have" not in few and "too few cases on 2" in few
     none = sentences(rows_of(grades={"none": [0.0]}))
     assert "on uncorrupted cases it differs by" in none and "under corruption" not in none
+    assert headline([]) == ["No case was tested."]
 
 
 def test_the_headline_tells_of_distances_left_out():
