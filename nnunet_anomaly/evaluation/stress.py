@@ -410,14 +410,14 @@ def _answer(models: Sequence[str], overall: Mapping[str, Row]) -> list[str]:
     better, worse = ([name for name in models[1:] if overall[name]["verdict"] == word] for word in (BETTER, WORSE))
     answer = []
     if better:
-        answer.append(f"Over all corruptions together, Dice is higher than that of {first} with {_listed(better)}.")
+        answer.append(f"Shown to have a higher Dice than {first} over all corruptions together: {_listed(better)}.")
     else:
         answer.append(
-            f"Over all corruptions together, no model is shown to have a higher Dice than {first}, the first one: as "
+            f"No model is shown to have a higher Dice than {first}, the first one, over all corruptions together: as "
             "far as these cases show, it is as good as any."
         )
     if worse:
-        answer.append(f"Dice is lower than that of {first} with {_listed(worse)}.")
+        answer.append(f"Shown to have a lower Dice than {first}: {_listed(worse)}.")
     return answer
 
 
@@ -505,9 +505,8 @@ def _difference(row: Row, unit: str = "") -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference with its sign; what rounds to 0 has none."""
-    text = f"{value:+.{digits}f}"
-    return text if text.strip("+-0.") else f"{0:.{digits}f}"
+    """A difference with its sign, which stays where it rounds to 0: an interval may end just above it."""
+    return f"{value:+.{digits}f}" if value else f"{0:.{digits}f}"
 
 
 def _listed(names: Sequence[str]) -> str:

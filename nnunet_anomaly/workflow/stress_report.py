@@ -140,21 +140,32 @@ def _add_metric(page: HtmlPage, output: Path, results: _Results, metric: str) ->
     title = METRICS[metric].title
     page.section(title[0].upper() + title[1:])
     rows = [row for row in results.comparisons if (row["structure"], row["metric"]) == (ALL_STRUCTURES, metric)]
+    if metric == "anomaly_recall":  # an uncorrupted case has no anomaly
+        rows = [row for row in rows if row["corruption"] != UNCORRUPTED]
     if rows:
         direction = "Higher" if METRICS[metric].higher_is_better else "Lower"
-        page.text(
-            f"Difference to {results.models[0]}, with its interval. {direction} is better. The intervals of single "
-            "corruptions hold together."
-        )
-        page.table(_verdict_table(rows, "corruption"), _model_columns("corruption", results.models[1:]))
+        text = f"Difference to {results.models[0]}, with its interval. {direction} is better. "
+        page.text(text + "The intervals of single corruptions hold together." + _left_out(rows))
+        columns = _model_columns("corruption", results.models[1:])
+        page.table(_verdict_table(rows, "corruption"), columns, whole=["corruption"])
     points = [row for row in results.points if row["structure"] == ALL_STRUCTURES]
     if any(row["corruption"] != UNCORRUPTED for row in points):
         path = output / PICTURES / f"severity_{metric}.png"
         save_figure(severity_figure(points, metric), path, dpi=110)
-        page.picture(path, f"{title} against severity: means over cases, with 95 % intervals")
+        page.picture(path, f"{title[0].upper() + title[1:]} against severity: means over cases, with 95 % intervals")
 
 
-_LONG_NAMES = {UNCORRUPTED: "none: uncorrupted", ALL_CORRUPTIONS: "all corruptions"}
+def _left_out(rows: Sequence[Row]) -> str:
+    """What it means that pairs are left out, where some are."""
+    if not any(row["n_undefined"] or row["n_missing"] for row in rows):
+        return ""
+    return (
+        " A pair is a case at one severity, predicted by both models. Left out are those without a value of both: a "
+        f"distance to an empty label map, or no part of a structure inside the anomaly; {COMPARISON} has their numbers."
+    )
+
+
+_LONG_NAMES = {UNCORRUPTED: "uncorrupted", ALL_CORRUPTIONS: "all corruptions"}
 
 
 def _model_columns(first: str, models: Sequence[str]) -> dict[str, str]:
@@ -186,7 +197,9 @@ def _verdict_cell(row: Row) -> str:
             ends = (signed(row[key], digits) for key in ("simultaneous95_low", "simultaneous95_high"))
             text += f" ({' to '.join(ends)})"
         text += f": {row['verdict']}"
-    return f"{text}; {row['note']}" if row["note"] else text
+    if row["n_undefined"]:
+        text += f"; {row['n_undefined']} of {row['n_undefined'] + row['n_pairs']} pairs left out"
+    return f"{text}; {row['n_missing']} failed in one model" if row["n_missing"] else text
 
 
 def _digits(metric: str) -> int:
@@ -206,32 +219,28 @@ def _add_structures(page: HtmlPage, results: _Results) -> None:
         page.text(
             f"Difference to {results.models[0]} over all corruptions; single intervals, which do not hold together."
         )
-        page.table(_verdict_table(rows, "structure"), _model_columns("structure", results.models[1:]))
+        page.table(
+            _verdict_table(rows, "structure"), _model_columns("structure", results.models[1:]), whole=["structure"]
+        )
 
 
 # ---- the rest of the page
 
 
 def _add_uncorrupted(page: HtmlPage, results: _Results) -> None:
-    """Mean and interval of every figure, for each model and structure."""
-    lines: dict[tuple[str, str], dict[str, Any]] = {}
-    several = len(results.structures) > 1
-    for row in results.points:
-        if row["corruption"] != UNCORRUPTED or (row["structure"] == ALL_STRUCTURES and not several):
-            continue
-        if row["metric"] == "anomaly_recall":  # there is no anomaly
-            continue
-        key = row["structure"], row["model"]
-        structure = "all" if row["structure"] == ALL_STRUCTURES else row["structure"]
-        line = lines.setdefault(key, {"structure": structure, "model": row["model"]})
-        line[row["metric"]] = _mean_cell(row)
+    """Mean and interval of every figure (there is no anomaly in which to recall anything), a table a structure."""
     page.section("Uncorrupted cases")
     page.text("Mean over cases (95 % interval).")
-    order = [ALL_STRUCTURES, *results.structures]
-    ordered = sorted(lines, key=lambda key: (order.index(key[0]), results.models.index(key[1])))
-    columns = {"structure": "structure", "model": "model"} | {name: each.title for name, each in METRICS.items()}
-    del columns["anomaly_recall"]
-    page.table([lines[key] for key in ordered], columns)
+    structures = [ALL_STRUCTURES, *results.structures] if len(results.structures) > 1 else results.structures
+    for structure in structures:
+        points = [row for row in results.points if (row["structure"], row["corruption"]) == (structure, UNCORRUPTED)]
+        lines: dict[str, dict[str, str]] = {}
+        for row in points:
+            if row["metric"] != "anomaly_recall":
+                line = lines.setdefault(row["metric"], {"figure": METRICS[row["metric"]].title})
+                line[_key(row["model"])] = _mean_cell(row)
+        page.text("All structures:" if structure == ALL_STRUCTURES else f"{structure}:")
+        page.table(list(lines.values()), _model_columns("figure", results.models), whole=["figure"])
 
 
 def _mean_cell(row: Row) -> str:
@@ -281,6 +290,7 @@ def _add_settings(page: HtmlPage, settings: Mapping[str, Any]) -> None:
             for model in settings["models"]
         ],
         ["name", "error maps", "cleaned", "dataset", "folds", "folder"],
+        whole=["name"],
     )
     page.table(
         [
@@ -291,7 +301,8 @@ def _add_settings(page: HtmlPage, settings: Mapping[str, Any]) -> None:
                 "reference": each["reference"],
             }
             for name, each in settings["corruptions"].items()
-        ]
+        ],
+        whole=["corruption"],
     )
 
 

@@ -343,7 +343,7 @@ def test_the_headline_says_what_helps_and_what_it_costs():
     text = sentences(gains({"plain": 0.0, "aware": 0.2}, cost={"aware": 0.05}), simple=["plain"])
     assert text.startswith("Tested on 6 cases with 2 corruptions.")
     assert "one training of each network" in text
-    assert "Over all corruptions together, Dice is higher than that of plain with aware." in text
+    assert "Shown to have a higher Dice than plain over all corruptions together: aware." in text
     assert "of 2 corruptions it is better on 1 (noise), worse on 1 (metal)" in text
     assert "which is its cost" in text
     assert "not shown to be worse" not in text
@@ -351,19 +351,19 @@ def test_the_headline_says_what_helps_and_what_it_costs():
 
 def test_the_headline_says_where_nothing_helps():
     text = sentences(gains({"plain": 0.0, "aware": 0.0}))
-    assert "no model is shown to have a higher Dice than plain, the first one" in text
+    assert "No model is shown to have a higher Dice than plain, the first one" in text
     assert "better on 0, worse on 0, no difference shown on 2" in text
 
 
 def test_the_headline_names_models_that_are_lower():
     text = sentences(gains({"plain": 0.0, "aware": -0.3}))
-    assert "Dice is lower than that of plain with aware." in text
+    assert "Shown to have a lower Dice than plain: aware." in text
 
 
 def test_the_headline_names_a_simple_model_that_is_as_good():
     rows = gains({"plain": 0.0, "augmentation": 0.2, "augmentation too": 0.2001, "aware": 0.2002})
     text = sentences(rows, simple=["plain", "augmentation"])
-    assert "higher than that of plain with augmentation, augmentation too and aware." in text
+    assert "than plain over all corruptions together: augmentation, augmentation too and aware." in text
     assert "; augmentation, without error maps, is not shown to be worse." in text
     best = sentences(gains({"plain": 0.0, "augmentation": 0.2, "aware": 0.1}), simple=["plain", "augmentation"])
     assert "augmentation has the highest mean Dice under corruption, and needs no error maps." in best
@@ -373,7 +373,7 @@ def test_the_headline_of_one_model_of_few_cases_and_of_no_corruption():
     assert "only one model, a," in sentences(rows_of(models=("a",)))
     few = sentences(rows_of(cases=1))
     assert "Tested on 1 case with 2 corruptions." in few and "fewer than 3 cases" in few
-    assert "is shown to have" not in few and "too few cases on 2" in few
+    assert "hown to have" not in few and "too few cases on 2" in few
     none = sentences(rows_of(grades={"none": [0.0]}))
     assert "on uncorrupted cases it differs by" in none and "under corruption" not in none
     assert headline([]) == ["No case was tested."]
