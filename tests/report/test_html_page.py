@@ -58,6 +58,7 @@ def test_tables_as_in_markdown(tmp_path):
     read = Cells(tmp_path / "page.html")
     assert read.cells == ["Name", "Value", "a", "1.2", "b", "–", "c", "–"]
     assert read.classes == [None, "number"] * 4
+    assert "None." in read.text and "ul" not in read.tags
 
 
 def test_cells_that_are_not_to_be_broken(tmp_path):
@@ -65,7 +66,6 @@ def test_cells_that_are_not_to_be_broken(tmp_path):
     page.table([{"name": "a long one", "value": 1}], whole=["name"])
     page.write(tmp_path / "page.html")
     assert Cells(tmp_path / "page.html").classes == ["whole", "number"] * 2
-    assert "None." in read.text and "ul" not in read.tags
 
 
 def test_cells_that_lead_to_other_pages(tmp_path):
