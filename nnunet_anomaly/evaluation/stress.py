@@ -56,6 +56,11 @@ METRICS = {
     "anomaly_recall": Metric("recall inside the anomaly", True, 1.0),
 }
 COMPARED = ("dsc", "hd_mm", "component_error", "anomaly_recall")
+COMPARISON_COLUMNS = (
+    *("first", "second", "structure", "metric", "corruption", "n", "n_pairs", "n_undefined"),
+    *("n_undefined_first", "n_undefined_second", "n_missing", "mean_first", "mean_second", "mean_difference"),
+    *("ci95_low", "ci95_high", "n_compared", "simultaneous95_low", "simultaneous95_high", "verdict", "note"),
+)
 _COUNTS = ("reference_voxels", "prediction_voxels", "components_reference", "components_prediction", "anomaly_voxels")
 
 Row = Mapping[str, Any]
@@ -326,60 +331,50 @@ def _note(key: Mapping[str, str], pairs: _Pairs) -> str:
 # ---- the worst cases
 
 
-@dataclass(frozen=True)
-class WorstCase:
-    """A case to be drawn: what it lost in mean Dice over structures by a corruption, by the model that lost most."""
-
-    corruption: str
-    severity: float
-    case: str
-    model: str
-    dice_uncorrupted: float
-    dice: float
-
-    @property
-    def loss(self) -> float:
-        """Negative where the corrupted case is segmented better."""
-        return self.dice_uncorrupted - self.dice
-
-
-def worst_cases(rows: Sequence[Row], number: int) -> list[WorstCase]:
+def worst_cases(rows: Sequence[Row], number: int) -> list[dict[str, Any]]:
     """For each corruption, at its highest severity, the case that lost most in any model; the largest losses first.
 
     Args:
         rows: of structures; cases without a finite Dice, corrupted and uncorrupted, are left out.
         number: at most so many.
+
+    Returns:
+        Of each ``corruption``, ``severity``, ``case``, ``model`` (that lost most), its mean Dice over structures
+        ``dice_uncorrupted`` and ``dice``, and ``loss``, which is negative where all models did better.
     """
     by_case = per_case(rows)
     before = {(row["model"], row["case"]): row["dsc"] for row in by_case if row["corruption"] == UNCORRUPTED}
     highest: dict[str, float] = {}
     for row in by_case:
         highest[row["corruption"]] = max(row["severity"], highest.get(row["corruption"], 0.0))
-    worst: dict[str, WorstCase] = {}
+    worst: dict[str, dict[str, Any]] = {}
     for row in by_case:
         name = row["corruption"]
         if name == UNCORRUPTED or row["severity"] < highest[name]:
             continue
         uncorrupted = before.get((row["model"], row["case"]), math.nan)
-        found = WorstCase(name, row["severity"], row["case"], row["model"], uncorrupted, row["dsc"])
-        if math.isfinite(found.loss) and (name not in worst or found.loss > worst[name].loss):
+        found = {key: row[key] for key in ("corruption", "severity", "case", "model")}
+        found |= {"dice_uncorrupted": uncorrupted, "dice": row["dsc"], "loss": uncorrupted - row["dsc"]}
+        if math.isfinite(found["loss"]) and (name not in worst or found["loss"] > worst[name]["loss"]):
             worst[name] = found
-    return sorted(worst.values(), key=lambda each: -each.loss)[:number]
+    return sorted(worst.values(), key=lambda each: -each["loss"])[:number]
 
 
 # ---- a few plain sentences
 
 
-def headline(rows: Sequence[Row], comparisons: Sequence[Row], simple: Collection[str] = ()) -> list[str]:
+def headline(rows: Sequence[Row], comparisons: Sequence[Row] | None = None, simple: Collection[str] = ()) -> list[str]:
     """Does being anomaly-aware help on these data? Some sentences, all of them about Dice but for one a model.
 
     Args:
         rows: of structures.
-        comparisons: by ``compare`` of the same rows.
+        comparisons: by ``compare`` of the same rows; made here without.
         simple: names of models that need no error maps, so that it is said where one of them is not shown to be worse
             than the one with the highest Dice.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
+    if not models:
+        return ["No case was tested."]
     cases = len({row["case"] for row in rows})
     corruptions = {row["corruption"] for row in rows} - {UNCORRUPTED}
     sentences = [f"Tested on {_counted(cases, 'case')} with {_counted(len(corruptions), 'corruption')}."]
@@ -392,6 +387,7 @@ def headline(rows: Sequence[Row], comparisons: Sequence[Row], simple: Collection
         )
     if len(models) < 2:
         return [*sentences, f"There is only one model, {''.join(models)}, so that nothing is compared."]
+    comparisons = compare(rows) if comparisons is None else comparisons
     whole = {(row["second"], row["metric"], row["corruption"]): row for row in comparisons if _is_whole(row)}
     if corruptions and cases >= MIN_CASES:
         sentences += _answer(models, {model: whole[model, "dsc", ALL_CORRUPTIONS] for model in models[1:]})
@@ -414,14 +410,14 @@ def _answer(models: Sequence[str], overall: Mapping[str, Row]) -> list[str]:
     better, worse = ([name for name in models[1:] if overall[name]["verdict"] == word] for word in (BETTER, WORSE))
     answer = []
     if better:
-        answer.append(f"Over all corruptions together, Dice is higher than that of {first} with {_listed(better)}.")
+        answer.append(f"Shown to have a higher Dice than {first} over all corruptions together: {_listed(better)}.")
     else:
         answer.append(
-            f"Over all corruptions together, no model is shown to have a higher Dice than {first}, the first one: as "
+            f"No model is shown to have a higher Dice than {first}, the first one, over all corruptions together: as "
             "far as these cases show, it is as good as any."
         )
     if worse:
-        answer.append(f"Dice is lower than that of {first} with {_listed(worse)}.")
+        answer.append(f"Shown to have a lower Dice than {first}: {_listed(worse)}.")
     return answer
 
 
@@ -434,7 +430,7 @@ def _simpler(rows: Sequence[Row], models: Sequence[str], simple: Collection[str]
     }
     best = max(models, key=lambda model: _mean_dice(corrupted.get(model, {})))
     if best in simple:
-        return [f"The highest mean Dice under corruption has {best}, which needs no error maps."]
+        return [f"{best} has the highest mean Dice under corruption, and needs no error maps."]
     as_good = []
     for model in models:
         if model in simple:
@@ -442,7 +438,7 @@ def _simpler(rows: Sequence[Row], models: Sequence[str], simple: Collection[str]
             key = {"first": model, "second": best, "metric": "dsc"}
             if _comparison(key, ALL_CORRUPTIONS, _together(pairs), 1)["verdict"] != BETTER:
                 as_good.append(model)
-    text = f"The highest mean Dice under corruption has {best}"
+    text = f"{best} has the highest mean Dice under corruption"
     if as_good:
         text += (
             f"; {_listed(as_good)}, without error maps, {'is' if len(as_good) == 1 else 'are'} not shown to be worse"
@@ -502,16 +498,18 @@ def _difference(row: Row, unit: str = "") -> str:
     if not row["n"]:
         return "no value"
     digits = 2 if unit else 3
-    text = f"{_signed(row['mean_difference'], digits)}{unit}"
+    text = f"{signed(row['mean_difference'], digits)}{unit}"
     if math.isnan(row["ci95_low"]):
         return text
-    return f"{text} ({_signed(row['ci95_low'], digits)} to {_signed(row['ci95_high'], digits)})"
+    return f"{text} ({signed(row['ci95_low'], digits)} to {signed(row['ci95_high'], digits)})"
 
 
-def _signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}"
-    return text if text.strip("+-0.") else f"{0:.{digits}f}"
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign, which stays where it rounds to 0: an interval may end just above it."""
+    return f"{value:+.{digits}f}" if value else f"{0:.{digits}f}"
 
 
 def _listed(names: Sequence[str]) -> str:
+    if any(", " in name for name in names):
+        return "; ".join(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

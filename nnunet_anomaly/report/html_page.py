@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabula
 div.wide { overflow-x: auto; }
 th, td { padding: .22rem .7rem; text-align: left; border-bottom: 1px solid #e4e8ec; vertical-align: top;
   overflow-wrap: anywhere; }
-th { background: #f3f5f7; font-weight: 600; }
+th { background: #f3f5f7; font-weight: 600; overflow-wrap: normal; }
+td.whole { white-space: nowrap; }
 th.number, td.number { text-align: right; white-space: nowrap; }
 tr:hover td { background: #f8fafb; }
 a { color: #0550ae; }
@@ -61,12 +62,14 @@ class HtmlPage:
         columns: Sequence[str] | Mapping[str, str] | None = None,
         formats: Mapping[str, str] | None = None,
         links: Mapping[str, Sequence[str]] | None = None,
+        whole: Collection[str] = (),
     ) -> None:
         """Add a table; no rows at all are said to be none.
 
         Args:
             rows, columns, formats: as those of ``page.markdown_table``.
             links: for a column the file that each of its cells leads to, relative to the page.
+            whole: columns whose cells are never broken into lines.
         """
         if not rows:
             self.text("None.")
@@ -74,6 +77,7 @@ class HtmlPage:
         keys = columns if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
         headings = dict(keys) if isinstance(keys, Mapping) else {key: key for key in keys}
         kinds = {key: ' class="number"' if is_numeric(rows, key) else "" for key in headings}
+        kinds |= {key: ' class="whole"' for key in headings if key in whole}
         cells = [f"<th{kinds[key]}>{escape(name)}</th>" for key, name in headings.items()]
         lines = ["".join(cells)]
         for place, row in enumerate(rows):

@@ -14,6 +14,7 @@ from nnunet_anomaly.evaluation.stress import (
     ALL_STRUCTURES,
     BETTER,
     COMPARED,
+    COMPARISON_COLUMNS,
     METRICS,
     NO_VALUE,
     NOT_SHOWN,
@@ -186,6 +187,7 @@ def test_comparisons_against_brute_force_and_scipy():
     rows = rows_of()
     found = compare(rows)
     assert {each["metric"] for each in found} == set(COMPARED)
+    assert {tuple(each) for each in found} == {COMPARISON_COLUMNS}
     for corruption in GRADES:
         differences = brute_force(rows, corruption)
         row_found = only(found, corruption=corruption, structure="bone", metric="dsc")
@@ -300,12 +302,12 @@ def test_worst_cases_are_the_largest_losses_of_each_corruption():
         return {"dsc": 0.9 - loss + (0.05 if structure == "bone" else -0.05)}
 
     found = worst_cases(rows_of(value=value), 5)
-    assert [(each.corruption, each.severity, each.case, each.model) for each in found] == [
+    assert [tuple(each[key] for key in ("corruption", "severity", "case", "model")) for each in found] == [
         ("metal", 1.0, "c4", "a"),
         ("noise", 1.0, "c2", "b"),
     ]
-    assert [each.loss for each in found] == pytest.approx([0.5, 0.3])
-    assert [each.dice_uncorrupted for each in found] == pytest.approx([0.9, 0.9])
+    assert [each["loss"] for each in found] == pytest.approx([0.5, 0.3])
+    assert [each["dice_uncorrupted"] for each in found] == pytest.approx([0.9, 0.9])
     assert worst_cases(rows_of(value=value), 1) == found[:1]
     assert worst_cases(rows_of(value=value), 0) == []
 
@@ -315,7 +317,7 @@ def test_worst_cases_need_an_uncorrupted_figure():
     for each in rows:
         if each["case"] in ("c1", "c2"):
             each["dsc"] = 0.0
-    assert {each.case for each in worst_cases(rows, 9)}.isdisjoint({"c1", "c2"})
+    assert {each["case"] for each in worst_cases(rows, 9)}.isdisjoint({"c1", "c2"})
 
 
 # ---- sentences
@@ -332,14 +334,16 @@ def gains(by_model, cost=None):
 
 
 def sentences(rows, simple=()):
-    return " ".join(headline(rows, compare(rows), simple))
+    found = headline(rows, simple=simple)
+    assert found == headline(rows, compare(rows), simple)
+    return " ".join(found)
 
 
 def test_the_headline_says_what_helps_and_what_it_costs():
     text = sentences(gains({"plain": 0.0, "aware": 0.2}, cost={"aware": 0.05}), simple=["plain"])
     assert text.startswith("Tested on 6 cases with 2 corruptions.")
     assert "one training of each network" in text
-    assert "Over all corruptions together, Dice is higher than that of plain with aware." in text
+    assert "Shown to have a higher Dice than plain over all corruptions together: aware." in text
     assert "of 2 corruptions it is better on 1 (noise), worse on 1 (metal)" in text
     assert "which is its cost" in text
     assert "not shown to be worse" not in text
@@ -347,31 +351,32 @@ def test_the_headline_says_what_helps_and_what_it_costs():
 
 def test_the_headline_says_where_nothing_helps():
     text = sentences(gains({"plain": 0.0, "aware": 0.0}))
-    assert "no model is shown to have a higher Dice than plain, the first one" in text
+    assert "No model is shown to have a higher Dice than plain, the first one" in text
     assert "better on 0, worse on 0, no difference shown on 2" in text
 
 
 def test_the_headline_names_models_that_are_lower():
     text = sentences(gains({"plain": 0.0, "aware": -0.3}))
-    assert "Dice is lower than that of plain with aware." in text
+    assert "Shown to have a lower Dice than plain: aware." in text
 
 
 def test_the_headline_names_a_simple_model_that_is_as_good():
     rows = gains({"plain": 0.0, "augmentation": 0.2, "augmentation too": 0.2001, "aware": 0.2002})
     text = sentences(rows, simple=["plain", "augmentation"])
-    assert "higher than that of plain with augmentation, augmentation too and aware." in text
+    assert "than plain over all corruptions together: augmentation, augmentation too and aware." in text
     assert "; augmentation, without error maps, is not shown to be worse." in text
     best = sentences(gains({"plain": 0.0, "augmentation": 0.2, "aware": 0.1}), simple=["plain", "augmentation"])
-    assert "The highest mean Dice under corruption has augmentation, which needs no error maps." in best
+    assert "augmentation has the highest mean Dice under corruption, and needs no error maps." in best
 
 
 def test_the_headline_of_one_model_of_few_cases_and_of_no_corruption():
     assert "only one model, a," in sentences(rows_of(models=("a",)))
     few = sentences(rows_of(cases=1))
     assert "Tested on 1 case with 2 corruptions." in few and "fewer than 3 cases" in few
-    assert "is shown to have" not in few and "too few cases on 2" in few
+    assert "hown to have" not in few and "too few cases on 2" in few
     none = sentences(rows_of(grades={"none": [0.0]}))
     assert "on uncorrupted cases it differs by" in none and "under corruption" not in none
+    assert headline([]) == ["No case was tested."]
 
 
 def test_the_headline_tells_of_distances_left_out():

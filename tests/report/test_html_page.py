@@ -61,6 +61,13 @@ def test_tables_as_in_markdown(tmp_path):
     assert "None." in read.text and "ul" not in read.tags
 
 
+def test_cells_that_are_not_to_be_broken(tmp_path):
+    page = HtmlPage("Table")
+    page.table([{"name": "a long one", "value": 1}], whole=["name"])
+    page.write(tmp_path / "page.html")
+    assert Cells(tmp_path / "page.html").classes == ["whole", "number"] * 2
+
+
 def test_cells_that_lead_to_other_pages(tmp_path):
     page = HtmlPage("Links")
     page.table([{"name": "a & b", "n": 1}, {"name": "c", "n": 2}], links={"name": ["a & b/x.html", "c/x.html"]})
