@@ -1,4 +1,7 @@
-"""Pictures of the worst cases of a stress test: corrupted and predicted once more, since images are not kept."""
+"""Pictures of the worst cases of a stress test: corrupted and predicted once more, since images are not kept.
+
+Beside a picture lies a record of what it is made from, so that a later run draws it again only where that changed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 import torch
 
 from nnunet_anomaly.evaluation.stress import WorstCase
+from nnunet_anomaly.files import is_up_to_date, made_from, save_json
 from nnunet_anomaly.report.stress_figures import draw_case
 from nnunet_anomaly.workflow.stress import CaseFiles, Group, StressTest, read_case, stacked
 from nnunet_anomaly.workflow.stress_models import Predictor, StressModel
@@ -37,14 +41,37 @@ def draw_worst_cases(
     drawn: dict[int, tuple[Path, str]] = {}
     for group in groups:
         by_name = {files.name: files for files in group.cases}
-        places = [place for place, worst in enumerate(chosen) if worst.case in by_name]
-        if not places:
-            continue
-        predictors = {model.name: Predictor.load(model, group.folds, device, test.mirroring) for model in models}
-        for place in places:
-            worst = chosen[place]
-            drawn[place] = _draw(test, by_name[worst.case], worst, predictors, reader, output)
+        predictors: dict[str, Predictor] = {}
+        for place, worst in enumerate(chosen):
+            if worst.case not in by_name:
+                continue
+            path = output / f"{worst.corruption}_{worst.severity:g}_{worst.case}.png"
+            source = _source(test, by_name[worst.case], worst, models, group)
+            if not (path.is_file() and is_up_to_date(path.with_suffix(".json"), source)):
+                if not predictors:  # loaded once a group, and only where there is something to draw
+                    predictors = {
+                        model.name: Predictor.load(model, group.folds, device, test.mirroring) for model in models
+                    }
+                _draw(test, by_name[worst.case], worst, predictors, reader, path)
+                save_json({"made_from": source}, path.with_suffix(".json"))
+            drawn[place] = path, _caption(worst)
     return [drawn[place] for place in sorted(drawn)]
+
+
+def _source(test: StressTest, files: CaseFiles, worst: WorstCase, models: Sequence[StressModel], group: Group) -> Any:
+    """What a picture is made from."""
+    checkpoints = [path for model in models for path in model.checkpoints(group.folds)]
+    settings = test.settings(worst.corruption, worst.severity) | {"models": [model.name for model in models]}
+    return made_from([*files.images, files.labels, *checkpoints], settings)
+
+
+def _title(worst: WorstCase) -> str:
+    return f"{worst.case}: {worst.corruption.replace('_', ' ')}, severity {worst.severity:g}"
+
+
+def _caption(worst: WorstCase) -> str:
+    dice = f"Dice of {worst.model}: {worst.dice_uncorrupted:.3f} uncorrupted, {worst.dice:.3f} corrupted."
+    return f"{_title(worst)}. {dice}"
 
 
 def _draw(
@@ -53,20 +80,17 @@ def _draw(
     worst: WorstCase,
     predictors: Mapping[str, Predictor],
     reader: Any,
-    output: Path,
-) -> tuple[Path, str]:
+    path: Path,
+) -> None:
     case, properties = read_case(files, test, reader)
     corrupted = test.corrupted(case, worst.corruption, worst.severity)
     predictions = {
         name: predictor.predict(stacked(corrupted), properties).astype(np.uint16)
         for name, predictor in predictors.items()
     }
-    title = f"{files.name}: {worst.corruption.replace('_', ' ')}, severity {worst.severity:g}"
-    caption = f"{title}. Dice of {worst.model}: {worst.dice_uncorrupted:.3f} uncorrupted, {worst.dice:.3f} corrupted."
-    path = output / f"{worst.corruption}_{worst.severity:g}_{files.name}.png"
     draw_case(
         path,
-        title,
+        _title(worst),
         corrupted.images[0],
         case.spacing_mm,
         case.images[0],
@@ -75,4 +99,3 @@ def _draw(
         corrupted.anomaly,
         predictions,
     )
-    return path, caption
