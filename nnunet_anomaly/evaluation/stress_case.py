@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_anomaly.connected_components import label_components
+from nnunet_anomaly.errors import GeometryError
 from nnunet_anomaly.evaluation.cohort import structure_metrics
 
 METRICS = ("dsc", "asd_mm", "hd_mm", "hd95_mm", "nsd")
@@ -41,6 +42,8 @@ def corrupted_case_figures(
         GeometryError: shapes differ, or the spacing is not one positive number per axis.
         LabelError: not label maps.
     """
+    if np.shape(anomaly) != np.shape(reference):
+        raise GeometryError(f"The anomaly has shape {np.shape(anomaly)}, the reference {np.shape(reference)}.")
     figures = structure_metrics(reference, prediction, spacing_mm, structures, nsd_tolerance_mm)
     found = {}
     for name, labels in structures.items():
