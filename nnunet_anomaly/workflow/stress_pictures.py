@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_anomaly.evaluation.stress import WorstCase
 from nnunet_anomaly.report.stress_figures import draw_case
 from nnunet_anomaly.workflow.stress import CaseFiles, Group, StressTest, read_case, stacked
 from nnunet_anomaly.workflow.stress_models import Predictor, StressModel
@@ -19,7 +18,7 @@ def draw_worst_cases(
     test: StressTest,
     models: Sequence[StressModel],
     groups: Sequence[Group],
-    chosen: Sequence[WorstCase],
+    chosen: Sequence[Mapping[str, Any]],
     reader: Any,
     output: Path,
     device: torch.device,
@@ -37,33 +36,34 @@ def draw_worst_cases(
     drawn: dict[int, tuple[Path, str]] = {}
     for group in groups:
         by_name = {files.name: files for files in group.cases}
-        places = [place for place, worst in enumerate(chosen) if worst.case in by_name]
+        places = [place for place, worst in enumerate(chosen) if worst["case"] in by_name]
         if not places:
             continue
         predictors = {model.name: Predictor.load(model, group.folds, device, test.mirroring) for model in models}
         for place in places:
             worst = chosen[place]
-            drawn[place] = _draw(test, by_name[worst.case], worst, predictors, reader, output)
+            drawn[place] = _draw(test, by_name[worst["case"]], worst, predictors, reader, output)
     return [drawn[place] for place in sorted(drawn)]
 
 
 def _draw(
     test: StressTest,
     files: CaseFiles,
-    worst: WorstCase,
+    worst: Mapping[str, Any],
     predictors: Mapping[str, Predictor],
     reader: Any,
     output: Path,
 ) -> tuple[Path, str]:
     case, properties = read_case(files, test, reader)
-    corrupted = test.corrupted(case, worst.corruption, worst.severity)
+    corrupted = test.corrupted(case, worst["corruption"], worst["severity"])
     predictions = {
         name: predictor.predict(stacked(corrupted), properties).astype(np.uint16)
         for name, predictor in predictors.items()
     }
-    title = f"{files.name}: {worst.corruption.replace('_', ' ')}, severity {worst.severity:g}"
-    caption = f"{title}. Dice of {worst.model}: {worst.dice_uncorrupted:.3f} uncorrupted, {worst.dice:.3f} corrupted."
-    path = output / f"{worst.corruption}_{worst.severity:g}_{files.name}.png"
+    title = f"{files.name}: {worst['corruption'].replace('_', ' ')}, severity {worst['severity']:g}"
+    before, after = worst["dice_uncorrupted"], worst["dice"]
+    caption = f"{title}. Dice of {worst['model']}: {before:.3f} uncorrupted, {after:.3f} corrupted."
+    path = output / f"{worst['corruption']}_{worst['severity']:g}_{files.name}.png"
     draw_case(
         path,
         title,
