@@ -4,8 +4,8 @@
 
 ``OUTPUT/hippocampus`` has a folder for every seed. A difference is that of one case, one corruption and one seed, mean
 over severities; then the mean over seeds is taken case by case, and its mean over cases with a 95 % interval (Student's
-t over cases). "+" (better) or "-" (worse) stands behind it where that interval leaves out 0 and every seed by itself has
-the same sign; else nothing is shown.
+t over cases). "+" (better) or "-" (worse) stands behind it where that interval leaves out 0 and every seed by itself
+has the same sign; else nothing is shown.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def values_of(rows: Iterable[Mapping[str, Any]], figure: str) -> Values:
 
 
 def differences(seeds: list[Values], first: str, second: str, corruptions: list[str]) -> np.ndarray:
-    """Array (seeds, cases) of second minus first, mean over severities and then over corruptions; NaN where undefined."""
+    """Second minus first, (seeds, cases), mean over severities and then over corruptions; NaN where undefined."""
     cases = sorted({case for values in seeds for _, _, case in values})
     table = np.full((len(seeds), len(cases), len(corruptions)), np.nan)
     for seed, values in enumerate(seeds):

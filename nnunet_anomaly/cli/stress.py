@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     pictures = draw_worst_cases(test, models, groups, chosen, reader, args.o / "pictures", device)
     settings = _settings(args, raw.name, test, models, groups)
     page = write_report(args.o, rows, settings, failed, pictures)
-    _print_result(rows, [model["name"] for model in settings["models"] if not model["anomaly_aware"]])
+    _print_result(rows, [model["name"] for model in settings["models"] if model["error_maps"] is None])
     for name, reason in failed.items():
         print(f"FAILED {name}: {reason}")
     print(f"Look at {page}")

@@ -88,7 +88,7 @@ class StressModel:
         elif self.networks_inside:
             maps = "made inside the network"
         where = {"folder": self.folder.name, "dataset": self.folder.parent.name, "folds": list(folds)}
-        return {"name": self.name, **where, "error_maps": maps, "anomaly_aware": maps is not None}
+        return {"name": self.name, **where, "error_maps": maps}
 
 
 def reconstruction_folder(origin: Mapping[str, Any]) -> Path:

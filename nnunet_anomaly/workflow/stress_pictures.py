@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_anomaly.evaluation.stress import WorstCase
 from nnunet_anomaly.files import is_up_to_date, made_from, save_json
 from nnunet_anomaly.report.stress_figures import draw_case
 from nnunet_anomaly.workflow.stress import CaseFiles, Group, StressTest, read_case, stacked
@@ -23,7 +22,7 @@ def draw_worst_cases(
     test: StressTest,
     models: Sequence[StressModel],
     groups: Sequence[Group],
-    chosen: Sequence[WorstCase],
+    chosen: Sequence[Mapping[str, Any]],
     reader: Any,
     output: Path,
     device: torch.device,
@@ -43,47 +42,49 @@ def draw_worst_cases(
         by_name = {files.name: files for files in group.cases}
         predictors: dict[str, Predictor] = {}
         for place, worst in enumerate(chosen):
-            if worst.case not in by_name:
+            if worst["case"] not in by_name:
                 continue
-            path = output / f"{worst.corruption}_{worst.severity:g}_{worst.case}.png"
-            source = _source(test, by_name[worst.case], worst, models, group)
+            path = output / f"{worst['corruption']}_{worst['severity']:g}_{worst['case']}.png"
+            source = _source(test, by_name[worst["case"]], worst, models, group)
             if not (path.is_file() and is_up_to_date(path.with_suffix(".json"), source)):
                 if not predictors:  # loaded once a group, and only where there is something to draw
                     predictors = {
                         model.name: Predictor.load(model, group.folds, device, test.mirroring) for model in models
                     }
-                _draw(test, by_name[worst.case], worst, predictors, reader, path)
+                _draw(test, by_name[worst["case"]], worst, predictors, reader, path)
                 save_json({"made_from": source}, path.with_suffix(".json"))
             drawn[place] = path, _caption(worst)
     return [drawn[place] for place in sorted(drawn)]
 
 
-def _source(test: StressTest, files: CaseFiles, worst: WorstCase, models: Sequence[StressModel], group: Group) -> Any:
+def _source(
+    test: StressTest, files: CaseFiles, worst: Mapping[str, Any], models: Sequence[StressModel], group: Group
+) -> Any:
     """What a picture is made from."""
     checkpoints = [path for model in models for path in model.checkpoints(group.folds)]
-    settings = test.settings(worst.corruption, worst.severity) | {"models": [model.name for model in models]}
+    settings = test.settings(worst["corruption"], worst["severity"]) | {"models": [model.name for model in models]}
     return made_from([*files.images, files.labels, *checkpoints], settings)
 
 
-def _title(worst: WorstCase) -> str:
-    return f"{worst.case}: {worst.corruption.replace('_', ' ')}, severity {worst.severity:g}"
+def _title(worst: Mapping[str, Any]) -> str:
+    return f"{worst['case']}: {worst['corruption'].replace('_', ' ')}, severity {worst['severity']:g}"
 
 
-def _caption(worst: WorstCase) -> str:
-    dice = f"Dice of {worst.model}: {worst.dice_uncorrupted:.3f} uncorrupted, {worst.dice:.3f} corrupted."
-    return f"{_title(worst)}. {dice}"
+def _caption(worst: Mapping[str, Any]) -> str:
+    before, after = worst["dice_uncorrupted"], worst["dice"]
+    return f"{_title(worst)}. Dice of {worst['model']}: {before:.3f} uncorrupted, {after:.3f} corrupted."
 
 
 def _draw(
     test: StressTest,
     files: CaseFiles,
-    worst: WorstCase,
+    worst: Mapping[str, Any],
     predictors: Mapping[str, Predictor],
     reader: Any,
     path: Path,
 ) -> None:
     case, properties = read_case(files, test, reader)
-    corrupted = test.corrupted(case, worst.corruption, worst.severity)
+    corrupted = test.corrupted(case, worst["corruption"], worst["severity"])
     predictions = {
         name: predictor.predict(stacked(corrupted), properties).astype(np.uint16)
         for name, predictor in predictors.items()
