@@ -76,7 +76,7 @@ def test_what_is_typed_wrong_is_named(models, stress, tmp_path, more, message):
 
 def test_a_typo_in_the_plans_lists_the_models_that_are_there(models, stress, tmp_path):
     result = stress(models, tmp_path, "-p", "nnUNetPlans", expect=2)
-    refused(result, f"{PLAIN}__nnUNetPlans__2d", f"Dataset101_Tiny has {A}", f"{PLAIN}__{PLANS}__2d")
+    refused(result, f"{PLAIN}__nnUNetPlans__2d. Dataset101_Tiny has ", A, f"{PLAIN}__{PLANS}__2d")
 
 
 def test_new_cases_need_a_label_map_each_and_trained_folds(models, stress, tmp_path):
@@ -111,6 +111,10 @@ def test_plans_that_do_not_fit_are_refused(changeable, stress, tmp_path, change,
     refused(stress(changeable, tmp_path / "out", expect=2), "Seeded", message)
 
 
+def test_a_model_that_does_not_segment_is_refused(models, stress, tmp_path):
+    refused(stress(models, tmp_path / "out", tr=(A,), expect=2), "nnunet-anomaly error-maps")
+
+
 def test_another_reader_of_what_makes_the_error_maps_is_refused(changeable, stress, tmp_path):
     plans = changeable.root / "nnUNet_results" / DATA / A / "plans.json"
     edit(plans, lambda plans: plans.update(image_reader_writer="NibabelIO"))
@@ -124,7 +128,8 @@ def test_channels_in_another_order_and_other_labels_are_refused(changeable, stre
     for path, names in ((raw, ["T1", "T2"]), (model, ["T2", "T1"])):
         channels = {str(number): name for number, name in enumerate(names)}
         roles = dict.fromkeys(channels, "image")
-        edit(path, lambda content: content.update(channel_names=channels, anomaly={"channel_roles": roles}))
+        changed = {"channel_names": channels, "anomaly": {"channel_roles": roles}}
+        edit(path, lambda content, changed=changed: content.update(changed))
     result = stress(changeable, tmp_path / "out", expect=2)
     refused(result, "Seeded was trained on the channels T2, T1", "but the dataset has T1, T2, in this order")
     raw.write_text(before[0]), model.write_text(before[1])
