@@ -51,6 +51,11 @@ def make_model(trainer_name: str, plans: dict, configuration: str, fold: int | s
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = tuple(range(len(trainer.configuration_manager.patch_size)))
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    for name in ("progress.png", "validation/summary.json"):  # which nnU-Net exports, too
+        path = Path(trainer.output_folder) / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    (folder / "dataset_fingerprint.json").write_text("{}")
     (folder / "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
     (folder / "dataset.json").write_text(json.dumps(dataset_json))
     return folder
@@ -90,7 +95,6 @@ def models(planned, new_workspace) -> SimpleNamespace:
             plain = make_model(PLAIN, plans, "2d", fold, dataset_json)
             make_model(WHOLE, whole, "2d", fold, dataset_json)
             validation = plain / f"fold_{fold}" / "validation"
-            validation.mkdir()
             for case in json.loads((preprocessed / DATA / "splits_final.json").read_text())[fold]["val"]:
                 shutil.copy(workspace.root / "nnUNet_raw" / DATA / "labelsTr" / f"{case}.nii.gz", validation)
     masks = ("-tr", G, "--masks-from", plain.name)
@@ -117,13 +121,56 @@ def changeable(models, tmp_path) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def stress() -> Callable:
-    """Run ``nnunet-anomaly stress`` on dataset 101 with 2-D models: ``stress(models, output, *more, expect=0)``."""
+    """Run ``nnunet-anomaly stress`` on dataset 101 with 2-D models: ``stress(models, output, *more, expect=0)``.
 
-    def run(models, output: Path, *more: str, tr: tuple[str, ...] = (PLAIN,), expect: int = 0, folds=("0",)):
+    Without figures against severity, which take most of the time, but for ``figures=True``.
+    """
+
+    def run(models, output: Path, *more: str, tr=(PLAIN,), folds=("0",), expect: int = 0, figures: bool = False):
         command = ["nnunet-anomaly", "stress", "-d", "101", "-p", PLANS, "-c", "2d", "-o", str(output)]
         chosen = [word for name in tr for word in ("-tr", name)]
         how = ["-device", "cpu", "-np", "1", "--worst", "0", "-f", *folds]
-        return models.workspace.run(*command, *chosen, *how, *more, expect=expect)
+        with pytest.MonkeyPatch.context() as patch:
+            if not figures:
+                patch.setattr("nnunet_anomaly.workflow.stress_report._add_metric", lambda *_: None)
+            return models.workspace.run(*command, *chosen, *how, *more, expect=expect)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_slices(models, new_workspace) -> Callable:
+    """A dataset (103) of single slices with a plain model of fold 0: ``tiny_slices(".png")``."""
+    import SimpleITK as sitk
+    from skimage import io
+
+    def write(path: Path, array) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".png":
+            io.imsave(path, array, check_contrast=False)
+            return
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((1.5, 1.5))
+        sitk.WriteImage(image, str(path))
+
+    def make(ending: str):
+        workspace, name = new_workspace("stress_slices"), "Dataset103_Slices"
+        raw, preprocessed = (workspace.root / folder / name for folder in ("nnUNet_raw", "nnUNet_preprocessed"))
+        for number in (3, 4):
+            for kind, suffix in (("images", "_0000"), ("labels", "")):
+                volume = models.root / "nnUNet_raw" / DATA / f"{kind}Tr" / f"case_{number:02d}{suffix}.nii.gz"
+                array = sitk.GetArrayFromImage(sitk.ReadImage(str(volume)))[8].clip(0, 255).astype("uint8")
+                write(raw / f"{kind}Tr" / f"slice_{number}{suffix}{ending}", array)
+        reader = "NaturalImage2DIO" if ending == ".png" else "SimpleITKIO"
+        dataset_json = models.dataset_json | {"file_ending": ending, "overwrite_image_reader_writer": reader}
+        plans = models.plans | {"dataset_name": name, "image_reader_writer": reader}
+        identifier = plans["configurations"]["2d"]["data_identifier"]
+        shutil.copytree(models.root / "nnUNet_preprocessed" / DATA / identifier, preprocessed / identifier)
+        (raw / "dataset.json").write_text(json.dumps(dataset_json))
+        (preprocessed / "splits_final.json").write_text(json.dumps([{"train": ["slice_4"], "val": ["slice_3"]}]))
+        with inside(workspace):
+            make_model(PLAIN, plans, "2d", 0, dataset_json)
+        return workspace
+
+    return make
 
