@@ -169,12 +169,12 @@ def warnings(histograms: Mapping[str, ErrorHistogram], peaks: Mapping[str, float
     scores = [*conformal.implausible_cases(peaks).items(), *conformal.implausible_cases(times).items()]
     lesions = list(dict.fromkeys(name for name, z in scores if z > 0))
     if lesions:
+        named = ", ".join(f"{name} ({_height(peaks[name], times.get(name, math.inf))})" for name in lesions)
+        usual = _height(float(np.median(list(peaks.values()))), float(np.median(list(times.values()) or [math.inf])))
         texts.append(
-            "The highest errors of these calibration cases stand apart from the others': "
-            f"{', '.join(f'{name} ({_height(peaks[name], times.get(name, math.inf))})' for name in lesions)}; the median case: "
-            f"{_height(np.median(list(peaks.values())), np.median(list(times.values() or [math.inf])))}. Do they have "
-            "lesions? Look at them and take those that do out of the list: with them the threshold is too high, and "
-            "lesions are missed."
+            f"The highest errors of these calibration cases stand apart from the others': {named}; the median case: "
+            f"{usual}. Do they have lesions? Look at them and take those that do out of the list: with them the "
+            "threshold is too high, and lesions are missed."
         )
     strange = list(conformal.implausible_cases(middles))
     if strange:
