@@ -6,10 +6,13 @@ import contextlib
 import io
 import json
 import os
+import random
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from unittest import mock
 
@@ -36,14 +39,15 @@ class Workspace:
         return {**os.environ, **folders, "nnUNet_def_n_proc": "1"}
 
     def run(
-        self, *command: str, expect: int | None = 0, here: bool = True, **variables: str
+        self, *command: str, expect: int | None = 0, here: bool | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a console command of this environment; ``expect`` is its exit code, None for any but 0.
 
-        Ours run in this process, as importing torch and nnU-Net takes most of their time, but for ``here=False``.
+        With ``here`` in this process, by the function that the console script calls: importing torch and nnU-Net takes
+        5 seconds each time. If it is not given ours run here, and nnU-Net's in a process of their own.
         """
         environment = {**self.environment, **variables}
-        if here and command[0] == "nnunet-anomaly":
+        if command[0] == "nnunet-anomaly" if here is None else here:
             result = run_here(list(command), environment)
         else:
             program = str(Path(sys.executable).parent / command[0])
@@ -55,28 +59,86 @@ class Workspace:
         return result
 
     def train(
-        self, dataset: int, configuration: str, fold: int | str, trainer: str, *more: str, plans: str = PLANS
+        self,
+        dataset: int,
+        configuration: str,
+        fold: int | str,
+        trainer: str,
+        *more: str,
+        plans: str = PLANS,
+        here: bool = True,
+        steps: int | None = None,
     ) -> str:
-        """``nnUNetv2_train`` on the CPU; returns what it printed."""
+        """``nnUNetv2_train`` on the CPU, in this process or its own; returns what it printed.
+
+        ``steps``: a single epoch of so many, in this process, where it is enough that there is a network. nnU-Net's
+        epochs have 250 and 50 of validation.
+        """
         command = ["nnUNetv2_train", str(dataset), configuration, str(fold), "-tr", trainer, "-p", plans, *more]
-        return self.run(*command, "-device", "cpu", nnUNet_n_proc_DA="0").stdout
+        with contextlib.nullcontext() if steps is None else shorter_epochs(steps):
+            return self.run(*command, "-device", "cpu", here=here, nnUNet_n_proc_DA="0").stdout
+
+
+@contextlib.contextmanager
+def shorter_epochs(steps: int) -> Iterator[None]:
+    """In this process ``nnUNetv2_train`` trains one epoch of so many steps."""
+    from nnunetv2.run import run_training
+
+    made = run_training.get_trainer_from_args
+
+    def make(*arguments, **named):
+        trainer = made(*arguments, **named)
+        trainer.num_epochs, trainer.num_iterations_per_epoch = 1, steps
+        trainer.num_val_iterations_per_epoch = max(steps // 5, 1)
+        return trainer
+
+    with mock.patch.object(run_training, "get_trainer_from_args", make):
+        yield
+
+
+@contextlib.contextmanager
+def one_thread_and_own_random_numbers() -> Iterator[None]:
+    """torch with one thread, whatever nnU-Net's commands ask for; random numbers go on afterwards as if nothing was."""
+    import torch
+
+    threads = torch.get_num_threads()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - what nnU-Net draws from
+    torch.set_num_threads(1)
+    try:
+        with mock.patch.object(torch, "set_num_threads", lambda number: None):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
 
 
 def run_here(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Our console command in this process: what it printed, and its exit code."""
-    from nnunet_anomaly.cli.main import main
-
+    """A console command, ours or nnU-Net's, in this process: what it printed, and its exit code."""
+    if stock := command[0] != "nnunet-anomaly":
+        (script,) = entry_points(group="console_scripts", name=command[0])
+        main = script.load()
+    else:
+        from nnunet_anomaly.cli.main import main
     output, errors = io.StringIO(), io.StringIO()
     with (
         mock.patch.dict(os.environ, environment, clear=True),
+        mock.patch.object(sys, "argv", command),
+        one_thread_and_own_random_numbers() if stock else contextlib.nullcontext(),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
     ):
         try:
-            code = main(command[1:])
+            code = main() if stock else main(command[1:])
         except SystemExit as stop:  # argparse
             code = int(stop.code or 0)
-    return subprocess.CompletedProcess(command, code, output.getvalue(), errors.getvalue())
+        except Exception:
+            if not stock:  # ours catch what they expect
+                raise
+            traceback.print_exc()
+            code = 1
+    return subprocess.CompletedProcess(command, int(code or 0), output.getvalue(), errors.getvalue())
 
 
 def write_image(path: Path, array: np.ndarray, spacing_mm: tuple[float, ...] = (2.0, 1.5, 1.5)) -> None:
@@ -165,7 +227,7 @@ def planned_mese(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         (workspace.root / name).mkdir()
     write_mese_dataset(workspace.root / "nnUNet_raw" / "Dataset104_MESE")
     command = ["nnUNetv2_plan_and_preprocess", "-d", "104", "-pl", "nnUNetPlannerMESETiny", "-c", "2d"]
-    workspace.run(*command, "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    workspace.run(*command, "-np", "1", "-npfp", "1", "--verify_dataset_integrity", here=True)
     return workspace
 
 
@@ -189,7 +251,7 @@ def planned(new_workspace: Callable[[str], Workspace]) -> Workspace:
     write_tiny_dataset(workspace.root / "nnUNet_raw" / "Dataset101_Tiny")
     configurations = ["3d_fullres", "2d", "3d_inpainting", "2d_inpainting"]
     command = ["nnUNetv2_plan_and_preprocess", "-d", "101", "-pl", "nnUNetPlannerAnomalyTiny", "-c", *configurations]
-    workspace.run(*command, "-np", "1", "-npfp", "1", "--verify_dataset_integrity")
+    workspace.run(*command, "-np", "1", "-npfp", "1", "--verify_dataset_integrity", here=True)
     return workspace
 
 
@@ -197,7 +259,7 @@ def planned(new_workspace: Callable[[str], Workspace]) -> Workspace:
 def planned_whole(planned: Workspace) -> Workspace:
     """The tiny dataset, planned and preprocessed in whole volumes of 16 voxels as well."""
     command = ["nnUNetv2_plan_and_preprocess", "-d", "101", "-pl", "nnUNetPlannerWholeVolume_16voxels"]
-    planned.run(*command, "-c", "3d_whole", "-np", "1", "-npfp", "1")
+    planned.run(*command, "-c", "3d_whole", "-np", "1", "-npfp", "1", here=True)
     return planned
 
 
@@ -205,7 +267,7 @@ def planned_whole(planned: Workspace) -> Workspace:
 def planned_planar(planned: Workspace) -> Workspace:
     """The tiny dataset, planned and preprocessed for planes of several directions as well."""
     command = ["nnUNetv2_plan_and_preprocess", "-d", "101", "-pl", "nnUNetPlannerMultiPlanarTiny"]
-    planned.run(*command, "-c", "3d_multiplanar", "-np", "1", "-npfp", "1")
+    planned.run(*command, "-c", "3d_multiplanar", "-np", "1", "-npfp", "1", here=True)
     return planned
 
 

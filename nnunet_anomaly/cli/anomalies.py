@@ -333,9 +333,11 @@ def _calibration_cases(dataset: Path, channel: int, args: argparse.Namespace) ->
     error_files = _error_files(dataset / "imagesTr", channel)
     folders = args.calibration_segmentations or [dataset / "labelsTr"]
     if not args.calibration_segmentations:
+        promised = _wish(args) or args.p_values
         print(
             "Bones of the calibration cases: reference labels (labelsTr). Give --calibration-segmentations to "
-            "calibrate in the bones that the segmentation network found."
+            "calibrate in the bones that the segmentation network found"
+            f"{', as in new cases: otherwise no rate is guaranteed where it errs' if promised else ''}."
         )
     label_files = _label_files(folders)
     if args.healthy_cases:
@@ -533,7 +535,7 @@ def _put_together(
 
 def _describe(threshold: Threshold, histograms: dict[str, ErrorHistogram]) -> None:
     """Print where the threshold comes from, and how unequal the cases are."""
-    from nnunet_anomaly.error_maps.calibrate import FROM_LESION_FREE_CASES
+    from nnunet_anomaly.error_maps.calibrate import FROM_LESION_FREE_CASES, OF_DISCOVERIES
     from nnunet_anomaly.error_maps.guarantee import in_words
 
     n_cases, percent = len(threshold.cases), f"{100 * threshold.rate:g} %"
@@ -551,10 +553,11 @@ def _describe(threshold: Threshold, histograms: dict[str, ErrorHistogram]) -> No
             "half of the cases; lesions in more of them make it too high."
         )
     shares = {name: histogram.share_above(threshold.value) for name, histogram in histograms.items()}
+    common = threshold.guarantee is None or threshold.guarantee.kind != OF_DISCOVERIES
     lowest, highest = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
     print(
-        f"Voxels above it by case: from {100 * shares[lowest]:.2g} % ({lowest}) to {100 * shares[highest]:.2g} % "
-        f"({highest})."
+        f"Voxels above {'it' if common else f'{threshold.value:.4g}'} by case: from {100 * shares[lowest]:.3g} % "
+        f"({lowest}) to {100 * shares[highest]:.3g} % ({highest})."
     )
 
 

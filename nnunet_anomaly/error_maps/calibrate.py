@@ -303,7 +303,8 @@ class Guarantee:
         n_cases: calibration cases with voxels in the region.
         expected_rate: what the calibration cases let expect. Per voxel: their own mean share. Per case: k / (n + 1).
             Of discoveries: the share of them in which anything is called when the others judge it.
-        interval95: where the rate lies for these very calibration cases, with 95 % confidence.
+        interval95: where the rate lies for these very calibration cases, with 95 % confidence: exact per case, else
+            approximate.
         min_volume_mm3: components below it were dropped; per case a smaller one would void the promise.
         procedure: step-up procedure for discoveries, else empty.
     """

@@ -383,23 +383,34 @@ def implausible_cases(values: Mapping[str, float]) -> dict[str, float]:
         z of the cases that stand apart, the farthest first (minus infinity for a 0 among others); none with fewer than
         ``CASES_FOR_PLAUSIBILITY`` cases, where nobody could tell.
     """
+    figures = np.array(list(values.values()), dtype=float)
+    figures[figures < np.finfo(np.float32).tiny] = 0  # the lowest bin of a histogram is that of 0
     with np.errstate(divide="ignore"):
-        logs = np.log(np.array(list(values.values()), dtype=float))
+        logs = np.log(figures)
     apart = np.zeros(logs.size, dtype=bool)
     z = np.zeros(logs.size)
     while logs.size - np.count_nonzero(apart) >= CASES_FOR_PLAUSIBILITY:
         center = np.median(logs[~apart])
         if not np.isfinite(center):  # half of the cases are 0
             break
-        # where half of the cases are equal, two bins of a histogram are the least spread
-        spread = max(1.4826 * float(np.median(np.abs(logs[~apart] - center))), 0.002)
-        z = (logs - center) / spread
+        z = (logs - center) / _spread(np.abs(logs[~apart] - center))
         more = (np.abs(z) > IMPLAUSIBLE_Z) & ~apart
         if not more.any():
             break
         apart |= more
     found = {name: float(score) for name, score, far in zip(values, z, apart, strict=True) if far}
     return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
+
+
+def _spread(deviations: np.ndarray) -> float:
+    """Robust standard deviation; where half of the deviations are 0 by their mean, as Iglewicz and Hoaglin advise.
+
+    Zeros among the figures are infinitely far and have no part in the mean. Two bins of a histogram are the least.
+    """
+    spread = 1.4826 * float(np.median(deviations))
+    if spread < 0.002:
+        spread = 1.2533 * float(deviations[np.isfinite(deviations)].mean())
+    return max(spread, 0.002)
 
 
 def _check_rate(rate: float) -> None:

@@ -65,13 +65,20 @@ def find_threshold(
         healthy: the same cases together.
 
     Raises:
-        InputError: too few cases with voxels in the region.
+        InputError: too few cases with voxels in the region, or per case none that a component of ``min_volume_mm3``
+            fits into.
     """
     check_number_of_cases(wish, healthy.n_cases)
     n_cases, rate = healthy.n_cases, wish.rate
     used = [histogram for histogram in histograms.values() if histogram.n_voxels]
     if wish.kind == PER_CASE:
         value = conformal.case_threshold(healthy.peaks, rate)
+        if value == 0:
+            raise InputError(
+                f"No component of {healthy.min_volume_mm3:g} mm3 fits into the region of interest of "
+                f"{np.count_nonzero(healthy.peaks == 0)} of {n_cases} calibration cases, so that nothing can be "
+                "guaranteed of such components. Lower --min-volume-mm3, or look whether the bones are cut off."
+            )
         expected = math.floor((n_cases + 1) * rate + 1e-9) / (n_cases + 1)
         interval = conformal.case_rate_interval(n_cases, rate)
     elif wish.kind == PER_VOXEL:
@@ -120,7 +127,7 @@ def in_words(threshold: Threshold) -> str:
     if guarantee.kind == PER_CASE:
         return (
             f"Threshold {threshold.value:.4g} from {cases}: in at most {rate} of new lesion-free cases does a "
-            f"component of {guarantee.min_volume_mm3:g} mm3 lie above it, {condition}. {measured}"
+            f"component of {guarantee.min_volume_mm3:g} mm3 or more lie above it, {condition}. {measured}"
         )
     if guarantee.kind == PER_VOXEL:
         return (
@@ -134,27 +141,41 @@ def in_words(threshold: Threshold) -> str:
     )
     if guarantee.interval95[0] > guarantee.rate:
         text += " That is more than asked for: the rate does not hold here. Take --guarantee case."
+    elif guarantee.expected_rate > guarantee.rate:
+        text += " That is more than asked for, perhaps by chance. Take --guarantee case for what must hold."
     return text
 
 
 def warnings(histograms: Mapping[str, ErrorHistogram], peaks: Mapping[str, float]) -> list[str]:
     """Sentences on calibration cases that do not look lesion-free, or not like the others; empty if all do.
 
+    Lesions raise a case's peak, and its ratio to the case's median error, which knows no noisy cases.
+
     Args:
         histograms: per case; those without voxels count for nothing.
         peaks: ``peak_error`` per case.
     """
     used = {name: histogram for name, histogram in histograms.items() if histogram.n_voxels}
+    if len(used) < conformal.CASES_FOR_PLAUSIBILITY:
+        return [
+            f"Whether these {len(used)} calibration cases are lesion-free is not checked: it takes "
+            f"{conformal.CASES_FOR_PLAUSIBILITY} to see which one stands apart."
+        ]
     texts = []
-    by_peak = conformal.implausible_cases({name: peaks[name] for name in used})
-    lesions = [name for name, z in by_peak.items() if z > 0]
-    if lesions:
-        texts.append(
-            f"The highest errors of these calibration cases are far above the others': {_named(lesions, peaks)}; "
-            f"median {np.median([peaks[name] for name in used]):.4g}. Do they have lesions? Look at them and take "
-            "those that do out of the list: with them the threshold is too high, and lesions are missed."
-        )
+    peaks = {name: peaks[name] for name in used}
     middles = {name: histogram.upper_quantile(0.5) for name, histogram in used.items()}
+    # the lowest bin of a histogram is that of 0
+    times = {name: peaks[name] / middle for name, middle in middles.items() if middle > np.finfo(np.float32).tiny}
+    scores = [*conformal.implausible_cases(peaks).items(), *conformal.implausible_cases(times).items()]
+    lesions = list(dict.fromkeys(name for name, z in scores if z > 0))
+    if lesions:
+        named = ", ".join(f"{name} ({_height(peaks[name], times.get(name, math.inf))})" for name in lesions)
+        usual = _height(float(np.median(list(peaks.values()))), float(np.median(list(times.values()) or [math.inf])))
+        texts.append(
+            f"The highest errors of these calibration cases stand apart from the others': {named}; the median case: "
+            f"{usual}. Do they have lesions? Look at them and take those that do out of the list: with them the "
+            "threshold is too high, and lesions are missed."
+        )
     strange = list(conformal.implausible_cases(middles))
     if strange:
         texts.append(
@@ -162,7 +183,16 @@ def warnings(histograms: Mapping[str, ErrorHistogram], peaks: Mapping[str, float
             f"median {np.median(list(middles.values())):.4g}. Is it another scanner, or did the reconstruction fail? "
             "The rate holds only for new cases that are like the calibration cases."
         )
+    if cramped := [name for name, peak in peaks.items() if peak == 0]:
+        texts.append(
+            f"No component of --min-volume-mm3 fits into the region of interest of these calibration cases: "
+            f"{', '.join(cramped)}. Are bones cut off?"
+        )
     return texts
+
+
+def _height(peak: float, times: float) -> str:
+    return f"{peak:.4g}, {times:.3g} times its median error"
 
 
 def _named(names: list[str], values: Mapping[str, float]) -> str:

@@ -370,6 +370,28 @@ def test_smaller_components_would_void_a_rate_per_case(few, capsys):
     assert anomalies(few, "--threshold-file", path, "--min-volume-mm3", 5, output="again") == 0
 
 
+def test_a_rate_per_case_of_components_that_fit_nowhere_is_refused(few, capsys):
+    assert anomalies(few, *healthy(few), "--guarantee", "case", "--min-volume-mm3", 1e6) == 2
+    message = capsys.readouterr().err
+    assert "Are bones cut off?" in message and "No component of 1e+06 mm3 fits" in message
+    assert not (few / "out/threshold.json").exists()
+
+
+def test_what_is_said_of_a_guarantee_with_bones_from_elsewhere(few, capsys):
+    said = "as in new cases: otherwise no rate is guaranteed where it errs"
+    assert anomalies(few, *healthy(few)) == 0
+    assert said not in capsys.readouterr().out
+    assert anomalies(few, *healthy(few), "--guarantee", "case") == 0
+    assert said in (printed := capsys.readouterr().out) and "a component of 20 mm3 or more" in printed
+    assert anomalies(few, *healthy(few), "--fdr", 0.1) == 0
+    printed = capsys.readouterr().out
+    assert f"Voxels above {json.loads((few / 'out/threshold.json').read_text())['value']:.4g} by case" in printed
+    few_cases = "\n".join(f"h{index:03d}" for index in range(5))
+    (few / "healthy.txt").write_text(few_cases)
+    assert anomalies(few, *healthy(few)) == 0
+    assert "5 calibration cases are lesion-free is not checked" in capsys.readouterr().err
+
+
 def test_too_few_cases_are_refused_before_any_is_read(few, capsys):
     assert anomalies(few, *healthy(few), "--guarantee", "voxel") == 2
     message = capsys.readouterr().err

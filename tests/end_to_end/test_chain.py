@@ -65,8 +65,8 @@ def kill_once_there(workspace, command: list[str], path: Path) -> None:
 def trained(planned):
     """G and A of both folds, in 2-D."""
     for fold in (0, 1):
-        planned.train(101, "2d_inpainting", fold, G)
-        planned.train(101, "2d_inpainting", fold, A)
+        planned.train(101, "2d_inpainting", fold, G, steps=60)
+        planned.train(101, "2d_inpainting", fold, A, steps=60)
     return planned
 
 
@@ -92,7 +92,7 @@ def new_images(tmp_path_factory, write_tiny_image):
 def test_a_missing_g_is_an_error_that_names_the_command(planned):
     result = planned.run(
         "nnUNetv2_train", "101", "2d_inpainting", "0", "-tr", "nnUNetTrainerInpaintingMimic_3epochs", "-p", PLANS,
-        "-device", "cpu", expect=None, nnUNet_n_proc_DA="0",
+        "-device", "cpu", expect=None, here=True, nnUNet_n_proc_DA="0",
     )  # fmt: skip
     assert MissingCheckpointError.__name__ in result.stderr
     assert "nnUNetv2_train Dataset101_Tiny 2d_inpainting 0 -tr nnUNetTrainerInpainting_3epochs" in result.stderr
@@ -131,7 +131,7 @@ def test_a_killed_training_goes_on_with_c(planned):
 def test_nnunets_predict_is_refused_for_reconstructions(trained, new_images, tmp_path):
     result = trained.run(
         "nnUNetv2_predict", "-d", "101", "-c", "2d_inpainting", "-f", "0", "-tr", A, "-p", PLANS, "-i", str(new_images),
-        "-o", str(tmp_path), "-device", "cpu", expect=None,
+        "-o", str(tmp_path), "-device", "cpu", expect=None, here=True,
     )  # fmt: skip
     assert f"nnunet-anomaly error-maps -d DATASET -tr {A}" in result.stderr
 
@@ -311,7 +311,7 @@ def test_damaged_images_are_named_and_the_others_go_on(derived, new_images, writ
 
 
 def test_s_trains_and_stock_nnunet_predicts_with_it(derived, new_images, tmp_path):
-    derived.train(201, "2d", 0, S)
+    derived.train(201, "2d", 0, S, here=False)
     derived.run(*error_maps("-i", str(new_images), "-o", str(tmp_path / "input")))
     derived.run(
         "nnUNetv2_predict", "-d", "201", "-c", "2d", "-f", "0", "-tr", S, "-p", PLANS, "-i", str(tmp_path / "input"),
@@ -344,7 +344,7 @@ def test_one_folder_holds_a_and_s_and_predicts_raw_images_elsewhere(trained, new
 
     def predict(workspace, output, *more):
         command = ["nnUNetv2_predict", *where, "-i", str(new_images), "-o", str(output), "-device", "cpu"]
-        workspace.run(*command, "-npp", "1", "-nps", "1", "--save_probabilities", *more)
+        workspace.run(*command, "-npp", "1", "-nps", "1", "--save_probabilities", *more, here=workspace is trained)
         return {path.name: np.load(path)["probabilities"] for path in sorted(output.glob("*.npz"))}
 
     here = predict(trained, tmp_path / "here", "--disable_tta")
@@ -362,7 +362,7 @@ def test_one_folder_holds_a_and_s_and_predicts_raw_images_elsewhere(trained, new
 
 def test_two_passes_by_a_plain_model_of_the_same_folds(derived, new_images, tmp_path):
     for fold in (0, 1):
-        derived.train(101, "2d", fold, PLAIN)
+        derived.train(101, "2d", fold, PLAIN, steps=120)
     masks = ("--masks-from", f"{PLAIN}__{PLANS}__2d")
     maps = model(derived, G) / "fold_1" / f"validation_two_pass_{PLAIN}__{PLANS}__2d" / "error_maps"
     command = error_maps("-o", "Dataset202_TwoPasses", *masks, trainer=G)

@@ -26,7 +26,7 @@ def test_planes_by_stock_commands(planned_planar, write_tiny_image, tmp_path):
 
     image = write_tiny_image(tmp_path / "images" / "new_0000.nii.gz", 20)
     command = ["nnUNetv2_predict", "-i", str(tmp_path / "images"), "-o", str(tmp_path / "predicted"), *names]
-    run(*command, "-device", "cpu", "-npp", "1", "-nps", "1", **elsewhere)
+    run(*command, "-device", "cpu", "-npp", "1", "-nps", "1", here=True, **elsewhere)
     predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "new.nii.gz")))
     truth = np.select([image < 70, image > 150], [1, 2], 0)  # as they were painted
     for label in (1, 2):

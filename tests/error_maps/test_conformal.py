@@ -260,6 +260,34 @@ def test_both_rates_and_their_intervals_hold_on_new_cases(n_cases, rate, spread)
     assert np.mean(covered) > 0.85
 
 
+def odd_cases(rng: np.random.Generator, n_cases: int, kind: str) -> list[np.ndarray]:
+    """Lesion-free cases as no theory likes them: few that are far noisier, few values, zeros, sizes from 5 to 800."""
+    errors, n_voxels = smooth_cases(rng, n_cases), rng.integers(5, 800, n_cases)
+    if kind == "heavy tails":
+        return list(errors * rng.pareto(1.0, (n_cases, 1)).astype(np.float32))
+    if kind == "ties and zeros":
+        return list(np.round(errors) * (rng.random((n_cases, 1)) < 0.7))
+    return [smooth_cases(rng, 1, n_voxels=n)[0] * np.float32(n / 400) for n in n_voxels]
+
+
+@pytest.mark.parametrize("kind", ["heavy tails", "ties and zeros", "sizes"])
+def test_both_rates_hold_whatever_the_errors_are(kind):
+    rng, n_cases, rate = np.random.default_rng(16), 29, 0.1
+    population = odd_cases(rng, 1500, kind)
+    peaks, per_case, per_voxel = np.array([errors.max() for errors in population]), [], []
+    for _ in range(40):
+        cases = {str(index): errors for index, errors in enumerate(odd_cases(rng, n_cases, kind))}
+        highest = {name: highest_of_bin(int(bins_of(errors.max()))) for name, errors in cases.items()}
+        healthy = HealthyErrors.of({name: ErrorHistogram.of(errors) for name, errors in cases.items()}, highest, 0.0)
+        per_case.append((peaks > case_threshold(healthy.peaks, rate)).mean())
+        value = healthy.voxel_threshold(rate)
+        per_voxel.append(np.mean([(errors > value).mean() for errors in population]))
+    for rates in (per_case, per_voxel):
+        assert np.mean(rates) <= rate + 3 * math.hypot(stats.sem(rates), math.sqrt(rate / 1500))
+    if kind != "ties and zeros":  # nothing is given away where peaks differ
+        assert np.mean(per_case) >= rate - 3 * math.hypot(stats.sem(per_case), math.sqrt(rate / 1500))
+
+
 def test_a_lesion_free_case_rarely_has_a_false_discovery():
     rng, rate = np.random.default_rng(4), 0.05
     called = {BENJAMINI_HOCHBERG: [], BENJAMINI_YEKUTIELI: []}
@@ -367,7 +395,11 @@ def test_too_few_or_equal_cases_name_nobody():
     assert implausible_cases({str(index): 1.0 for index in range(6)} | {"far": 100.0}) == {}
     assert implausible_cases({str(index): 1.0 for index in range(20)}) == {}
     assert list(implausible_cases({str(index): 1.0 for index in range(20)} | {"far": 2.0})) == ["far"]
-    assert implausible_cases({str(index): 0.0 for index in range(20)} | {"far": 2.0}) == {}
+    for nothing in (0.0, highest_of_bin(0)):  # what a map of zeros has by its histogram
+        assert implausible_cases({str(index): nothing for index in range(20)} | {"far": 2.0}) == {}
+        assert implausible_cases({str(index): 1.0 for index in range(20)} | {"none": nothing}) == {"none": -math.inf}
+    # figures on few levels: more than half are equal, and the others are no further apart than many
+    assert implausible_cases({str(index): 1.0 + (index < 8) for index in range(20)}) == {}
 
 
 def test_false_alarms_are_rare():
@@ -382,9 +414,41 @@ def test_warnings_name_lesions_and_maps_of_another_size():
     peaks = dict(zip(histograms, map(float, cases.max(axis=1)), strict=True))
     assert warnings(histograms, peaks) == []
     (text,) = warnings(histograms, {**peaks, "case_03": 80.0})
-    assert "case_03 (80)" in text and "lesions" in text
-    (text,) = warnings({**histograms, "case_05": ErrorHistogram.of(cases[5] / 100)}, peaks)
+    assert "case_03 (80, " in text and "lesions" in text
+    quiet = {**histograms, "case_05": ErrorHistogram.of(cases[5] / 100)}
+    (text,) = warnings(quiet, {**peaks, "case_05": peaks["case_05"] / 100})
     assert "median errors" in text and "case_05" in text
+    (text,) = warnings(histograms, {**peaks, "case_07": 0.0})
+    assert "No component of --min-volume-mm3 fits" in text and text.count("case_") == 1 and "case_07" in text
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_lesions_are_named_among_cases_of_any_noise(spread):
+    """A noisy case's peak is high by its noise; its ratio to the case's median error is not."""
+    rng, named, alarms = np.random.default_rng(13), [], []
+    for _ in range(30):
+        cases = smooth_cases(rng, 30, spread)
+        histograms, peaks = histograms_of(cases), cases.max(axis=1)
+        ill = peaks * np.where(np.arange(30) < 3, 6, 1)
+        lesion_free, found = (
+            " ".join(warnings(histograms, dict(zip(histograms, map(float, values), strict=True))))
+            for values in (peaks, ill)
+        )
+        alarms.append("Do they have lesions?" in lesion_free)
+        named.append([f"case_{index:02d} (" in found for index in range(3)])
+    assert np.mean(named) > 0.95 and np.mean(alarms) < 0.15
+
+
+def test_few_cases_are_not_checked_and_maps_of_zeros_name_nobody():
+    cases = smooth_cases(np.random.default_rng(14), 7)
+    (text,) = warnings(
+        histograms_of(cases), dict(zip(histograms_of(cases), map(float, cases.max(axis=1)), strict=True))
+    )
+    assert "these 7 calibration cases" in text and "is not checked: it takes 8" in text
+    zeros = histograms_of(np.zeros((12, 400)))
+    assert warnings(zeros, dict.fromkeys(zeros, highest_of_bin(0))) == []
+    mostly_zeros = histograms_of(np.where(np.arange(400) < 300, 0, smooth_cases(np.random.default_rng(15), 12, 0.1)))
+    assert warnings(mostly_zeros, dict.fromkeys(mostly_zeros, 3.0)) == []
 
 
 # --- guarantees by name ----------------------------------------------------------------------------------------------
@@ -428,6 +492,14 @@ def test_too_few_cases_say_how_many_are_needed():
         find_threshold(Wish("slice", 0.1), histograms_of(cases), healthy_of(cases))
 
 
+def test_a_rate_per_case_of_components_that_fit_nowhere_is_refused():
+    histograms = histograms_of(smooth_cases(np.random.default_rng(17), 20))
+    healthy = HealthyErrors.of(histograms, dict.fromkeys(histograms, 0.0), 5000)
+    with pytest.raises(InputError, match=r"No component of 5000 mm3 fits into .* of 20 of 20 calibration cases"):
+        find_threshold(Wish("case", 0.1), histograms, healthy)
+    assert math.isfinite(find_threshold(Wish("voxel", 0.1), histograms, healthy)[0])
+
+
 def test_discoveries_have_a_threshold_for_each_case_never_below_the_common_one():
     cases = smooth_cases(np.random.default_rng(12), 40)
     healthy = healthy_of(cases)
@@ -446,4 +518,8 @@ def test_discoveries_have_a_threshold_for_each_case_never_below_the_common_one()
 def test_a_false_discovery_rate_that_does_not_hold_is_said():
     guarantee = Guarantee("discoveries", 0.05, 40, 0.3, [0.17, 0.46], 20.0, BENJAMINI_HOCHBERG)
     assert "does not hold here" in in_words(guaranteed(1.0, guarantee))
+    guarantee = Guarantee("discoveries", 0.05, 40, 0.075, [0.016, 0.204], 20.0, BENJAMINI_HOCHBERG)
+    assert "perhaps by chance" in in_words(guaranteed(1.0, guarantee))
+    guarantee = Guarantee("discoveries", 0.05, 40, 0.025, [0.001, 0.132], 20.0, BENJAMINI_HOCHBERG)
+    assert "more than asked" not in in_words(guaranteed(1.0, guarantee))
     assert conformal.healthy_discoveries({}, together([[1.0]]), 0.05, BENJAMINI_HOCHBERG) == 0

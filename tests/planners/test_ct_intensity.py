@@ -202,7 +202,7 @@ def test_nnunets_own_command_normalises_by_quartiles_of_all_cases(ct):
     output = plan(ct, PLANS, "--set", "intensity.ct=quartile_fingerprint", "--save-as", "pooled")
     assert "nnUNetv2_preprocess -d 103 -plans_name pooled" in output
     before = sorted(path.name for path in (folder / f"{PLANS}_2d").iterdir())
-    ct.run("nnUNetv2_preprocess", "-d", "103", "-plans_name", "pooled", "-c", "2d", "-np", "1")
+    ct.run("nnUNetv2_preprocess", "-d", "103", "-plans_name", "pooled", "-c", "2d", "-np", "1", here=True)
     (written,) = folder.glob(f"{PLANS}_2d_quartile_fingerprint_*")
     _, images = raw_images(ct)
     values = np.rint(np.concatenate([image[image >= 0] for image in images]))

@@ -19,15 +19,6 @@ from nnunet_anomaly.workflow.t2_knee import probability_source
 from nnunet_anomaly.workflow.t2_model import CartilageModel, Label, echoes_of, label_of, open_model
 
 DATASET, TRAINER, PLANS = "Dataset104_TinyMESE", "nnUNetTrainerNoDA", "nnUNetAnomalyTinyPlans"
-# nnU-Net's own trainer; an epoch of its commands has 250 steps
-SHORT_TRAINING = f"""
-import torch
-from nnunetv2.run.run_training import get_trainer_from_args
-trainer = get_trainer_from_args("104", "2d", 0, "{TRAINER}", "{PLANS}", device=torch.device("cpu"))
-trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 80, 1
-trainer.run_training()
-trainer.perform_actual_validation(False)
-"""
 SUBJECTS = ("1", "2", "3", "4", "5")
 
 
@@ -66,10 +57,10 @@ def trained(new_workspace, drawn, put_knee, make_echoes):
     knee = drawn(spacing_mm=(3.0, 1.0, 1.0), pixels=64)
     dataset = write_dataset(workspace.root, knee, put_knee, make_echoes)
     command = ["nnUNetv2_plan_and_preprocess", "-d", "104", "-pl", "nnUNetPlannerAnomalyTiny", "-c", "2d"]
-    workspace.run(*command, "-np", "1", "-npfp", "1")
+    workspace.run(*command, "-np", "1", "-npfp", "1", here=True)
     preprocessed = workspace.root / "nnUNet_preprocessed" / DATASET
     save_json(load_json(dataset / "splits_final.json"), preprocessed / "splits_final.json")
-    workspace.run("python", "-c", SHORT_TRAINING, nnUNet_n_proc_DA="0")
+    workspace.train(104, "2d", 0, TRAINER, plans=PLANS, steps=80)
     return workspace
 
 
@@ -90,7 +81,7 @@ def tuned(trained, model, tmp_path_factory):
     command = ("nnunet-anomaly", "tune", "t2", "-m", str(model), "-o", str(output), "-np", "1")
     error = trained.run(*command, expect=2).stderr
     missing = re.search(r"Make them with: (nnUNetv2_train .*)$", error, re.MULTILINE)
-    trained.run(*shlex.split(missing[1]), "-device", "cpu", nnUNet_n_proc_DA="0")
+    trained.run(*shlex.split(missing[1]), "-device", "cpu", here=True, nnUNet_n_proc_DA="0")
     trained.run(*command)
     return output
 
@@ -137,6 +128,7 @@ def test_a_knee_and_its_follow_up(trained, model, dataset, tuned, tmp_path):
     trained.run(
         *("nnUNetv2_predict", "-d", "104", "-c", "2d", "-f", "0", "-tr", TRAINER, "-p", PLANS, "-device", "cpu"),
         *("-i", str(own), "-o", str(own / "out"), "--save_probabilities", "-npp", "1", "-nps", "1"),
+        here=True,
     )
     with np.load(own / "out" / "5_00m_right.npz", allow_pickle=False) as content:
         ours = sitk.GetArrayFromImage(read_image(tmp_path / "o" / "time_1" / "probability.nii.gz"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -15,8 +16,11 @@ from nnunetv2.utilities.helpers import softmax_helper_dim1
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_anomaly.errors import InputError, SettingsError
+from nnunet_anomaly.files import read_image
+from nnunet_anomaly.multi_echo import MultiEcho
 from nnunet_anomaly.settings import AnomalySettings
 from nnunet_anomaly.trainers.mese import nnUNetTrainerMESE, nnUNetTrainerMESE_2epochs
+from nnunet_anomaly.workflow.t2_model import Predictor, open_model
 
 NAME, PLANS = "Dataset104_MESE", "nnUNetMESETinyPlans"
 STEPS = 120  # an epoch
@@ -144,6 +148,40 @@ def test_another_echo_can_be_predicted_from_by_the_models_plans(trained, tmp_pat
     finally:
         save_json(plans, str(trained / "plans.json"))
     assert torch.equal(third, logits_of_model(trained, image[[0, 2, 1]]))
+
+
+def dice(predicted, labels):
+    return 2 * ((predicted == 1) & (labels == 1)).sum() / ((predicted == 1).sum() + (labels == 1).sum())
+
+
+def test_by_nnunets_commands_it_predicts_elsewhere(trained, planned_mese, write_mese_images, tmp_path):
+    """Export, import, prediction, each in a process of its own, which knows nothing of this one."""
+    names = ["-d", "104", "-tr", nnUNetTrainerMESE_2epochs.__name__, "-p", PLANS, "-c", "2d", "-f", "0"]
+    results, elsewhere = ({"nnUNet_results": str(folder)} for folder in (trained.parents[1], tmp_path / "imported"))
+    planned_mese.run("nnUNetv2_export_model_to_zip", *names, "-o", str(tmp_path / "model.zip"), **results)
+    (tmp_path / "imported").mkdir()
+    planned_mese.run("nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "model.zip"), **elsewhere)
+
+    labels = write_mese_images(tmp_path / "images", "new", 20)
+    write_mese_images(tmp_path / "images", "other", 20)
+    for channel in (0, 2):  # the same knee, but for the echoes that are not looked at
+        path = tmp_path / "images" / f"other_{channel:04d}.nii.gz"
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(sitk.Cast(sitk.AdditiveGaussianNoise(image, 500), sitk.sitkFloat32), str(path))
+    command = ["nnUNetv2_predict", "-i", str(tmp_path / "images"), "-o", str(tmp_path / "predicted"), *names]
+    planned_mese.run(*command, "-device", "cpu", "-npp", "1", "-nps", "1", **elsewhere)
+    predicted, other = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / f"{name}.nii.gz")))
+        for name in ("new", "other")
+    )
+    assert dice(predicted, labels) > 0.5
+    np.testing.assert_array_equal(predicted, other)
+
+    # and ``nnunet-anomaly t2`` sees what nnUNetv2_predict sees
+    echoes = tuple(read_image(tmp_path / "images" / f"new_{channel:04d}.nii.gz") for channel in range(3))
+    stack = MultiEcho(echoes, (10.0, 20.0, 30.0), "right", "1.2.3", "new")
+    probability = Predictor(open_model(trained), "cpu").probability(stack)
+    np.testing.assert_array_equal(probability > 0.5, predicted == 1)
 
 
 def test_weights_are_those_of_nnunets_network_for_one_channel(trained):
