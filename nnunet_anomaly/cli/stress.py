@@ -134,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no CUDA device here; give -device cpu.")
+    if args.o.exists() and not args.o.is_dir():
+        raise InputError(f"-o: {args.o} is a file; name a folder.")
     raw = find_dataset_folder(nnunet_folder("nnUNet_raw"), args.dataset)
     args.folds = in_order(args.folds)
     test = _test_of(args, raw)

@@ -95,6 +95,14 @@ def test_new_cases_need_a_label_map_each_and_trained_folds(models, stress, tmp_p
     refused(best, "has no checkpoint_best.pth for fold 0; it has no fold")
 
 
+def test_the_output_is_a_folder_and_a_gpu_is_there(models, stress, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    refused(stress(models, tmp_path / "out", expect=2), "out is a file; name a folder")
+    assert (tmp_path / "out").read_text() == "mine"
+    if not torch.cuda.is_available():
+        refused(stress(models, tmp_path / "new", "-device", "cuda", expect=2), "no CUDA device here")
+
+
 # -- models that do not fit -------------------------------------------------------------------------------------------
 
 

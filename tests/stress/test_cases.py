@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,17 @@ def test_a_single_slice_is_measured_as_a_2d_image(tiny, tmp_path):
     assert solid["bone"]["asd_mm"] < expected["bone"]["asd_mm"]  # all of a slice of a volume is its surface
 
 
+def test_what_workers_are_given_can_be_sent_to_them(tiny, tmp_path):
+    image, labels = tiny
+    files = CaseFiles("a", (write(tmp_path / "a_0000.nii.gz", image),), write(tmp_path / "a.nii.gz", labels))
+    case, _ = read_case(files, TEST, SimpleITKIO())
+    corrupted = TEST.corrupted(case, "deformation", 1.0)
+    work = (TEST, corrupted.labels, labels, corrupted.anomaly, case.spacing_mm, tmp_path / "a.json", "source")
+    function, arguments = pickle.loads(pickle.dumps((measure, (*work, corrupted.record))))
+    function(*arguments)
+    assert load_json(tmp_path / "a.json")["corruption"]["corruption"] == "deformation"
+
+
 def test_cases_that_dataset_json_lists_have_files_of_any_name(models, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "nowhere"))
     raw = Path(shutil.copytree(models.root / "nnUNet_raw" / DATA, tmp_path / DATA))
@@ -173,7 +185,8 @@ def test_cases_that_dataset_json_lists_have_files_of_any_name(models, tmp_path, 
 
 
 @pytest.mark.parametrize("ending", [".png", ".nii.gz"])
-def test_a_dataset_of_single_slices(tiny_slices, tmp_path, ending):
+def test_a_dataset_of_single_slices(tiny_slices, tmp_path, monkeypatch, ending):
+    monkeypatch.setattr("nnunet_anomaly.workflow.stress_report._add_metric", lambda *_: None)  # curves take their time
     result = tiny_slices(ending).run(
         "nnunet-anomaly", "stress", "-d", "103", "-tr", PLAIN, "-p", PLANS, "-c", "2d", "-f", "0", "-device", "cpu",
         "-np", "1", "-o", str(tmp_path / "out"), "--severities", "1", "--cases", "1", "--worst", "1", "--cleaned",
