@@ -173,4 +173,3 @@ def tiny_slices(models, new_workspace) -> Callable:
         return workspace
 
     return make
-
