@@ -12,8 +12,8 @@ from nnunet_anomaly.error_maps.folds import fold_of, in_order
 from nnunet_anomaly.errors import InputError
 
 if TYPE_CHECKING:
-    from nnunet_anomaly.workflow.stress import Group, StressTest
     from nnunet_anomaly.workflow.stress_models import StressModel
+    from nnunet_anomaly.workflow.stress_plan import Group, StressTest
 
 EXAMPLE = (
     "nnunet-anomaly stress -d 101 -tr nnUNetTrainerSeeded "
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_anomaly.evaluation.stress import worst_cases
     from nnunet_anomaly.files import find_dataset_folder, nnunet_folder
     from nnunet_anomaly.workflow.stress import collect_rows, run_stress_test, say_what_is_compared
-    from nnunet_anomaly.workflow.stress_models import check_error_maps, check_model, check_not_seen
+    from nnunet_anomaly.workflow.stress_checks import check_error_maps, check_model, check_not_seen
     from nnunet_anomaly.workflow.stress_pictures import draw_worst_cases
     from nnunet_anomaly.workflow.stress_report import write_report
 
@@ -176,7 +176,8 @@ def _test_of(args: argparse.Namespace, raw: Path) -> StressTest:
     """What is done to every case."""
     from nnunet_anomaly.dataset_roles import labels_by_name, roi_labels
     from nnunet_anomaly.phantoms.stress_corruptions import CORRUPTIONS, as_severity
-    from nnunet_anomaly.workflow.stress import StressTest, image_names
+    from nnunet_anomaly.workflow.stress_cases import image_names
+    from nnunet_anomaly.workflow.stress_plan import StressTest
 
     dataset_json = _dataset_json(raw)
     structures = labels_by_name(dataset_json, raw / "dataset.json")
@@ -225,7 +226,7 @@ def _region(names: Sequence[str], structures: dict[str, tuple[int, ...]]) -> tup
 
 def _groups_of(args: argparse.Namespace, raw: Path) -> list[Group]:
     """Cases by the folds that predict them."""
-    from nnunet_anomaly.workflow.stress import group_of_folder, held_out_groups
+    from nnunet_anomaly.workflow.stress_cases import group_of_folder, held_out_groups
 
     if (args.i is None) != (args.l is None):
         raise InputError("-i and -l go together: images, and their label maps.")
@@ -237,7 +238,7 @@ def _groups_of(args: argparse.Namespace, raw: Path) -> list[Group]:
 
 def _chosen(groups: Sequence[Group], asked: Sequence[str]) -> list[Group]:
     """Some of the cases: by name, or so many of all."""
-    from nnunet_anomaly.workflow.stress import Group
+    from nnunet_anomaly.workflow.stress_plan import Group
 
     names = [files.name for group in groups for files in group.cases]
     if len(asked) == 1 and asked[0].isdecimal() and asked[0] not in names:

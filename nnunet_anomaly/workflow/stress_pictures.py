@@ -14,8 +14,11 @@ import torch
 
 from nnunet_anomaly.files import is_up_to_date, made_from, save_json
 from nnunet_anomaly.report.stress_figures import draw_case
-from nnunet_anomaly.workflow.stress import CaseFiles, Group, StressTest, read_case, stacked
-from nnunet_anomaly.workflow.stress_models import Predictor, StressModel
+from nnunet_anomaly.workflow.stress import stacked
+from nnunet_anomaly.workflow.stress_cases import read_case
+from nnunet_anomaly.workflow.stress_models import StressModel
+from nnunet_anomaly.workflow.stress_plan import CaseFiles, Group, StressTest
+from nnunet_anomaly.workflow.stress_predictor import Predictor
 
 
 def draw_worst_cases(

@@ -21,16 +21,9 @@ from nnunet_anomaly.errors import GeometryError, InputError, LabelError
 from nnunet_anomaly.evaluation.stress_case import corrupted_case_figures
 from nnunet_anomaly.files import load_json
 from nnunet_anomaly.phantoms.stress_corruptions import CORRUPTIONS
-from nnunet_anomaly.workflow.stress import (
-    CaseFiles,
-    StressTest,
-    as_integers,
-    channel_files,
-    held_out_groups,
-    measure,
-    read_case,
-    stacked,
-)
+from nnunet_anomaly.workflow.stress import measure, stacked
+from nnunet_anomaly.workflow.stress_cases import as_integers, channel_files, held_out_groups, read_case
+from nnunet_anomaly.workflow.stress_plan import CaseFiles, StressTest
 
 PLANS, PLAIN = "nnUNetAnomalyTinyPlans", "nnUNetTrainerSeeded"
 DATA = "Dataset101_Tiny"

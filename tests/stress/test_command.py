@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from nnunet_anomaly.files import load_json
 from nnunet_anomaly.phantoms.stress_corruptions import CORRUPTIONS
-from nnunet_anomaly.workflow.stress_models import Predictor, nnunet_predictor
+from nnunet_anomaly.workflow.stress_predictor import Predictor, nnunet_predictor
 
 PLANS = "nnUNetAnomalyTinyPlans"
 PLAIN, AWARE, WHOLE = "nnUNetTrainerSeeded", "nnUNetTrainerAnomalyAware", "nnUNetTrainerAnomalyAwareEndToEnd"

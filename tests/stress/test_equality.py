@@ -11,14 +11,12 @@ import torch
 
 from nnunet_anomaly.files import load_json
 from nnunet_anomaly.phantoms.stress_corruptions import CORRUPTIONS
-from nnunet_anomaly.workflow.stress import StressTest, held_out_groups, read_case, stacked
-from nnunet_anomaly.workflow.stress_models import (
-    Predictor,
-    StressModel,
-    check_error_maps,
-    check_model,
-    nnunet_predictor,
-)
+from nnunet_anomaly.workflow.stress import stacked
+from nnunet_anomaly.workflow.stress_cases import held_out_groups, read_case
+from nnunet_anomaly.workflow.stress_checks import check_error_maps, check_model
+from nnunet_anomaly.workflow.stress_models import StressModel
+from nnunet_anomaly.workflow.stress_plan import StressTest
+from nnunet_anomaly.workflow.stress_predictor import Predictor, nnunet_predictor
 
 PLANS = "nnUNetAnomalyTinyPlans"
 DATA, FOLD = "Dataset101_Tiny", 0
