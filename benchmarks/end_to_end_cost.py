@@ -26,12 +26,15 @@ import torch
 from plans import plans_of
 
 CASES = [f"case_{index}" for index in range(5)]
-A = "nnUNetTrainerInpaintingMimic__benchmark__3d_inpainting"
+SPLITS = [{"train": [other for other in CASES if other != case], "val": [case]} for case in CASES]
+G, A = (f"nnUNetTrainerInpainting{name}__benchmark__3d_inpainting" for name in ("", "Mimic"))
+JOINT = "joint"
 VARIANTS = {
     "precomputed": None,
     "end to end, frozen": {"exported": "fold"},
     "end to end, mean of 5": {"exported": "mean"},
     "end to end, fine-tuned": {"exported": "mean", "fine_tuned": True},
+    JOINT: {},
 }
 
 
@@ -57,21 +60,25 @@ def plans_for(args: argparse.Namespace, channels: int) -> dict[str, Any]:
     return plans
 
 
-def write_a(args: argparse.Namespace, folder: Path) -> None:
-    """A model folder of five A with random weights, each of which has held out one case."""
+def write_networks(args: argparse.Namespace, folder: Path, erase: bool) -> None:
+    """A model folder of five A (or G, which are told what to erase) of random weights, each with one case held out."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_anomaly.error_maps.end_to_end import build_reconstructor
+    from nnunet_anomaly.architectures.inpainting_unet import InpaintingUNet, resolved_architecture
 
     plans, name = plans_for(args, 1), "3d_inpainting"
+    configuration = PlansManager(plans).get_configuration(name)
+    architecture = resolved_architecture(
+        configuration.network_arch_init_kwargs, configuration.network_arch_init_kwargs_req_import
+    )
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(json.dumps(dataset_of(1)))
-    for fold, case in enumerate(CASES):
-        network = build_reconstructor(PlansManager(plans).get_configuration(name), 1, 0, "interpolated")
-        split = {"train": [other for other in CASES if other != case], "val": [case]}
+    for fold, split in enumerate(SPLITS):
+        network = InpaintingUNet(1, architecture, 0, "interpolated", erase)
         note = {"configuration": name, "split": split, "pretrained": False}
-        content = {"network_weights": network.state_dict(), "init_args": note, "trainer_name": A.split("__")[0]}
+        trainer = folder.name.split("__")[0]
+        content = {"network_weights": network.state_dict(), "init_args": note, "trainer_name": trainer}
         (folder / f"fold_{fold}").mkdir()
         torch.save(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
 
@@ -83,6 +90,7 @@ def make_trainer(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     from nnunet_anomaly.settings import BLOCK, AnomalySettings
     from nnunet_anomaly.trainers.anomaly_aware import nnUNetTrainerAnomalyAware
     from nnunet_anomaly.trainers.anomaly_aware_end_to_end import nnUNetTrainerAnomalyAwareEndToEnd
+    from nnunet_anomaly.trainers.anomaly_aware_joint import nnUNetTrainerAnomalyAwareJoint
 
     settings = VARIANTS[variant]
     channels = 2 if settings is None else 1
@@ -90,18 +98,26 @@ def make_trainer(variant: str, args: argparse.Namespace, folder: Path) -> Any:
     if settings is not None:
         values = {f"end_to_end.{key}": value for key, value in {**settings, "model": str(folder / A)}.items()}
         plans[BLOCK] = AnomalySettings.from_plans(plans).with_values(values).to_dict()
-    cls = nnUNetTrainerAnomalyAware if settings is None else nnUNetTrainerAnomalyAwareEndToEnd
+    inside = nnUNetTrainerAnomalyAwareJoint if variant == JOINT else nnUNetTrainerAnomalyAwareEndToEnd
+    cls = nnUNetTrainerAnomalyAware if settings is None else inside
     trainer = cls(plans, "3d_fullres", 0, dataset_of(channels), torch.device(args.device))
     trainer.do_split = lambda: (CASES[1:], CASES[:1])  # type: ignore[method-assign]
+    preprocessed = Path(trainer.preprocessed_dataset_folder_base)
+    preprocessed.mkdir(exist_ok=True)
+    (preprocessed / "splits_final.json").write_text(json.dumps(SPLITS))
     # the last line of nnU-Net's initialize() looks for preprocessed files, which a step does not need
     module.infer_dataset_class = lambda folder: None
     trainer.initialize()
     return trainer
 
 
-def batch_for(trainer: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Image and error map, or image and what A sees of it: two channels either way; two cases of two folds."""
-    data = torch.randn(2, 2, *args.patch)
+def batch_for(trainer: Any, args: argparse.Namespace, variant: str) -> dict[str, Any]:
+    """Two cases of two folds: image and error map, or image and what A sees of it.
+
+    The joint one's have two channels more, for A's own loss: the image with synthetic lesions, and the region.
+    """
+    data = torch.randn(2, 4 if variant == JOINT else 2, *args.patch)
+    data[:, 3:] = (data[:, 3:] > 0).float()
     scales = trainer._get_deep_supervision_scales()
     shapes = [[round(size * factor) for size, factor in zip(args.patch, scale, strict=True)] for scale in scales]
     targets = [torch.randint(0, 5, (2, 1, *shape)).float() for shape in shapes]
@@ -122,7 +138,7 @@ def measure_memory(variant: str, args: argparse.Namespace, folder: Path) -> None
     """In a process of its own: print the MB of three steps."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainer = make_trainer(variant, args, folder)
-    batch = batch_for(trainer, args)
+    batch = batch_for(trainer, args, variant)
     for _ in range(3):
         trainer.train_step(batch)
     used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -145,14 +161,15 @@ def main() -> None:
             os.environ[variable] = str(folder)
         if args.memory_of:
             return measure_memory(args.memory_of, args, folder)
-        write_a(args, folder / A)
+        write_networks(args, folder / A, erase=False)
+        write_networks(args, folder / G, erase=True)
         megabytes = {}
         for variant in VARIANTS:
             command = [sys.executable, *sys.argv, "--memory-of", variant, "--folder", str(folder)]
             output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
             megabytes[variant] = float(output.rpartition("MB ")[2])
         trainers = {variant: make_trainer(variant, args, folder) for variant in VARIANTS}
-        batches = {variant: batch_for(trainer, args) for variant, trainer in trainers.items()}
+        batches = {variant: batch_for(trainer, args, variant) for variant, trainer in trainers.items()}
         seconds: dict[tuple[str, str], list[float]] = {}
         for repeat in range(args.repeats + 2):
             for variant, trainer in trainers.items():

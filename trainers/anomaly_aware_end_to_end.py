@@ -91,8 +91,8 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
         self.settings = note_in_plans(self.plans_manager.plans, self.folds.model, len(self.exported_folds()))
         self.check_other_folds_hold_the_same()
         super().initialize()
-        for fold in set(self.fold_of_case.values()) - set(self.exported_folds()):
-            self.folds.networks[fold].to(self.device)  # A that training meets, but that is not in the network
+        for fold in self.folds_met() - set(self.exported_folds()):
+            self.folds.networks[fold].to(self.device)  # A that cases meet, but that is not in the network
         self.take_over_reconstructors()
         self.start_at_scale_of_image(self.bare_network().segmenter, [self.num_input_channels])
 
@@ -100,13 +100,20 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
         """For every case of this fold the fold of the A that it meets.
 
         Raises:
-            LeakageError: that has, or may have, seen it; or A of this fold has learnt from other cases than S will.
+            LeakageError: that has, or may have, seen it; or an A has learnt from other cases than its fold has now.
             MissingCheckpointError: this fold has no A.
         """
         training_cases, held_out = self.do_split()
         if self.fold != ALL:
             self.check_own_fold()
-        return self.folds.fold_for([*training_cases, *held_out])
+        chosen = self.folds.fold_for([*training_cases, *held_out])
+        splits = load_json(Path(self.preprocessed_dataset_folder_base) / "splits_final.json")
+        self.folds.check_splits(chosen.values(), splits)
+        return chosen
+
+    def folds_met(self) -> set[Fold]:
+        """Folds whose A some case meets, in training or in validation."""
+        return {*self.fold_of_case.values()} | ({self.fold} - {ALL})
 
     def check_own_fold(self) -> None:
         """A of this fold is there, and has learnt from the cases that this fold's S learns from.
@@ -135,6 +142,24 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
                 f"{'; '.join(differences)}. Save these plans under another name (nnunet-anomaly plan ... --save-as "
                 "NAME), or remove that folder."
             )
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net, into the network that the plans beside the checkpoint say.
+
+        Raises:
+            SettingsError: the plans that are trained with, or A's folder, ask for another one now.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        before = Path(self.output_folder_base) / "plans.json"
+        changed = differing_notes(load_json(before), self.plans_manager.plans, choice=True)
+        if changed:
+            raise SettingsError(
+                f"{self.output_folder} was trained with another A inside than these plans ask for now: "
+                f"{'; '.join(changed)}. Bring them and A's folder, {self.folds.folder}, back to what they were (the "
+                f"plans of then: {before}), or train S again."
+            )
+        super().load_checkpoint(filename_or_checkpoint)
 
     def model_folder(self) -> Path:
         """Folder of A, by the plans or beside this model."""
@@ -184,7 +209,7 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
             plans_manager.get_configuration(CONFIGURATION).spacing,
             settings.clip_sd,
         )
-        network.reconstructors.requires_grad_(settings.fine_tuned)
+        network.let_reconstructors_learn(settings.fine_tuned)
         look_at_mirror_image(network, plans_manager, configuration_manager, num_input_channels, num_output_channels)
         return network
 
@@ -238,7 +263,7 @@ class nnUNetTrainerAnomalyAwareEndToEnd(nnUNetTrainerAnomalyAware):
         Raises:
             InputError: it was trained again since.
         """
-        used = map(str, {*self.fold_of_case.values(), *self.exported_folds()})
+        used = map(str, {*self.folds_met(), *self.exported_folds()})
         made_from = self.my_init_kwargs.setdefault(MADE_FROM, {fold: self.folds.sha256[fold] for fold in used})
         changed = [fold for fold in made_from if self.folds.sha256.get(fold) != made_from[fold]]
         if changed:

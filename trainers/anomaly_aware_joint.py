@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import nn
 
 from nnunet_anomaly.augmentation.corruptions import SyntheticLesionTransform
@@ -16,6 +15,7 @@ from nnunet_anomaly.augmentation.roi import RoiChannelTransform
 from nnunet_anomaly.error_maps.end_to_end import load_teacher
 from nnunet_anomaly.error_maps.folds import Fold
 from nnunet_anomaly.errors import SettingsError
+from nnunet_anomaly.gpus import mean_over_gpus
 from nnunet_anomaly.losses.reconstruction import denoising_loss, mimic_loss
 from nnunet_anomaly.losses.second_task import WithSecondTask
 from nnunet_anomaly.settings import BLOCK, AnomalySettings
@@ -109,7 +109,7 @@ class nnUNetTrainerAnomalyAwareJoint(nnUNetTrainerAnomalyAwareEndToEnd):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """As nnU-Net, and A's own loss in the log."""
         super().on_train_epoch_end(train_outputs)
-        mean = float(collate_outputs(train_outputs)["reconstruction_loss"].mean())
+        mean = mean_over_gpus([float(output["reconstruction_loss"]) for output in train_outputs])
         self.print_to_log_file(f"train_reconstruction_loss {mean:.6f}")
 
 

@@ -16,6 +16,7 @@ from nnunet_anomaly.augmentation.protected_channels import insert_after_resampli
 from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, TEACHER, check_split, digest_of_weights
 from nnunet_anomaly.errors import InputError, MissingCheckpointError
 from nnunet_anomaly.files import sha256_of
+from nnunet_anomaly.gpus import mean_over_gpus
 from nnunet_anomaly.losses.reconstruction import denoising_loss, inpainting_loss, leak_sums, mimic_loss
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
 from nnunet_anomaly.trainers.reconstruction import ReconstructionTrainer
@@ -154,9 +155,7 @@ class nnUNetTrainerInpaintingMimic(ReconstructionTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log the loss and the leak, pooled over the epoch."""
-        passed, removed = (
-            self.mean_over_gpus([output[name] for output in val_outputs]) for name in ("passed", "removed")
-        )
+        passed, removed = (mean_over_gpus([output[name] for output in val_outputs]) for name in ("passed", "removed"))
         self.logger.log("leak", passed / removed if removed else float("nan"), self.current_epoch)
         super().on_validation_epoch_end([{"loss": output["loss"]} for output in val_outputs])
 

@@ -19,6 +19,7 @@ from nnunet_anomaly.augmentation.large_masks import LargeMaskTransform
 from nnunet_anomaly.augmentation.protected_channels import protect_channels
 from nnunet_anomaly.errors import SettingsError
 from nnunet_anomaly.files import named_file
+from nnunet_anomaly.gpus import mean_over_gpus
 from nnunet_anomaly.losses import adversarial
 from nnunet_anomaly.settings import AnomalySettings, LaMaSettings
 from nnunet_anomaly.trainers.epoch_variants import epoch_variants
@@ -225,7 +226,7 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Log the mean of every term."""
         for name in train_outputs[0]:
-            mean = self.mean_over_gpus([float(output[name]) for output in train_outputs])
+            mean = mean_over_gpus([float(output[name]) for output in train_outputs])
             self.logger.log("train_losses" if name == "loss" else name, mean, self.current_epoch)
 
     def validation_step(self, batch: dict) -> dict:
@@ -237,7 +238,7 @@ class nnUNetTrainerLaMa(ReconstructionTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """The validation loss is the mean absolute error inside the region, over all pixels of the epoch."""
-        errors, pixels = (self.mean_over_gpus([output[name] for output in val_outputs]) for name in val_outputs[0])
+        errors, pixels = (mean_over_gpus([output[name] for output in val_outputs]) for name in val_outputs[0])
         self.logger.log("val_losses", errors / pixels if pixels else float("nan"), self.current_epoch)
 
 

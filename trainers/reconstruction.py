@@ -44,6 +44,7 @@ from nnunet_anomaly.error_maps.predict import (
 from nnunet_anomaly.error_maps.provenance import PRETRAINED, SPLIT, check_split, digest_of_weights
 from nnunet_anomaly.errors import InputError, SettingsError
 from nnunet_anomaly.files import open_pool, remove_left_overs, save_json, settle, sha256_of, written_whole
+from nnunet_anomaly.gpus import mean_over_gpus
 from nnunet_anomaly.report.training import plot_training_curves
 from nnunet_anomaly.seeding import seed_everything
 from nnunet_anomaly.settings import (
@@ -343,16 +344,8 @@ class ReconstructionTrainer(nnUNetTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Log the mean of everything that validation steps gave, over all GPUs."""
         for name in val_outputs[0]:
-            mean = self.mean_over_gpus([float(output[name]) for output in val_outputs])
+            mean = mean_over_gpus([float(output[name]) for output in val_outputs])
             self.logger.log("val_losses" if name == "loss" else name, mean, self.current_epoch)
-
-    def mean_over_gpus(self, values: list[float]) -> float:
-        """Mean of the values of every GPU; one that is not finite shows in it."""
-        gathered: list[Any] = [values]
-        if self.is_ddp:
-            gathered = [None] * distributed.get_world_size()
-            distributed.all_gather_object(gathered, values)
-        return float(np.mean([value for part in gathered for value in part]))
 
     def on_epoch_end(self) -> None:
         """Log, keep the latest checkpoint now and then and the best by validation loss."""

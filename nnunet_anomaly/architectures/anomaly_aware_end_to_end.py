@@ -65,6 +65,13 @@ class AnomalyAwareEndToEnd(nn.Module):
         """S's, where nnU-Net switches deep supervision on and off."""
         return self.segmenter.decoder  # type: ignore[return-value]
 
+    def let_reconstructors_learn(self, learn: bool) -> None:
+        """Whether A learns; its compressor C, which is G's, stays as it is, as when A was trained."""
+        self.reconstructors.requires_grad_(learn)
+        for network in self.reconstructors:
+            if getattr(network, "compressor", None) is not None:
+                network.compressor.requires_grad_(False)  # type: ignore[union-attr]
+
     def train(self, mode: bool = True) -> AnomalyAwareEndToEnd:
         """As for any module, but A stays in evaluation mode, in which it has learnt to be used."""
         super().train(mode)
@@ -117,11 +124,16 @@ class AnomalyAwareEndToEnd(nn.Module):
         return error
 
     def on_grid_of_reconstruction(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """z-scored images as A knows them, float32 (B, C, ...) in [0, 1], and 1 where there is any, (B, 1, ...)."""
+        """z-scored images as A knows them, float32 (B, C, ...) in [0, 1], and 1 where there is any, (B, 1, ...).
+
+        A voxel at the edge of padding is the mean of what there is of it: mixed with the padding it would look dark.
+        """
         shape = self.shape_of_reconstruction(image.shape[2:])
-        inside = (image != 0).any(1, keepdim=True)
+        inside = (image != 0).any(1, keepdim=True).float()
         scaled = (image.float().clamp(-self.clip_sd, self.clip_sd) + self.clip_sd) / (2 * self.clip_sd)
-        return resampled(scaled * inside, shape), (resampled(inside.float(), shape) >= 0.5).float()
+        share = resampled(inside, shape)
+        kept = (share >= 0.5).float()
+        return resampled(scaled * inside, shape) / share.clamp(min=0.5) * kept, kept
 
     @torch.compiler.disable
     def beside_teacher(

@@ -6,7 +6,7 @@ that model: A's configuration beside its own, and A's settings into ``end_to_end
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,20 @@ class FoldNetworks:
                 f"error map of these cases is out of fold. Train the missing folds: {self.command('FOLD')}"
             )
         return {case: chosen[case] for case in cases}
+
+    def check_splits(self, folds: Iterable[Fold], splits: Sequence[Split]) -> None:
+        """A of these folds has learnt from what its fold holds now, so that a subject's scans share a fold here too.
+
+        Args:
+            folds: of which those beyond ``splits``, for which nnU-Net draws cases, are not looked at.
+            splits: splits_final.json.
+
+        Raises:
+            LeakageError: it has not.
+        """
+        for fold in in_order(folds):
+            if isinstance(fold, int) and fold < len(splits):
+                check_split(self.splits[fold], splits[fold], f"A of fold {fold} in {self.folder}")
 
     def of_fold(self, fold: Fold) -> torch.nn.Module:
         """A of one fold.
@@ -224,12 +238,19 @@ def note_in_plans(plans: dict[str, Any], model: ReconstructionModel, networks: i
     return settings
 
 
-def differing_notes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """In what two plans say otherwise what ``build_from_plans`` makes; empty where nothing differs."""
+def differing_notes(there: Mapping[str, Any], here: Mapping[str, Any], choice: bool = False) -> list[str]:
+    """In what two plans say otherwise what ``build_from_plans`` makes; empty where nothing differs.
+
+    Args:
+        there: plans of a trained model's folder.
+        here: plans of a training.
+        choice: whether to look, too, at what decides which A is in the network.
+    """
     one, other = (AnomalySettings.from_plans(plans).end_to_end for plans in (there, here))
+    names = ["networks", "code_channels", "upsampling", "clip_sd", *(["exported", "fine_tuned"] if choice else [])]
     found = [
         f"end_to_end.{name} was {getattr(one, name)} and is {getattr(other, name)}"
-        for name in ("networks", "code_channels", "upsampling", "clip_sd")
+        for name in names
         if getattr(one, name) != getattr(other, name)
     ]
     if there["configurations"].get(CONFIGURATION) != here["configurations"].get(CONFIGURATION):

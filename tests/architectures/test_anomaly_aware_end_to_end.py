@@ -150,6 +150,16 @@ def test_padding_is_no_anomaly():
         assert torch.count_nonzero(whole(torch.zeros_like(padded))) == 0
 
 
+@pytest.mark.parametrize("coarse_mm", [0.7, 1.0, 1.6])
+def test_the_edge_of_padding_is_as_bright_as_the_image(coarse_mm):
+    whole = end_to_end([reconstructor()], coarse_mm=(coarse_mm,) * 3)
+    padded = torch.zeros(1, 1, 20, 20, 20)
+    padded[..., 5:14, 4:15, 3:17] = 1.5  # z-scores
+    scaled, inside = whole.on_grid_of_reconstruction(padded)
+    assert 0 < inside.mean() < 1
+    torch.testing.assert_close(scaled, 0.65 * inside)
+
+
 def test_the_error_map_is_in_single_precision_under_autocast():
     whole = end_to_end([reconstructor()])
     image = z_scored((8, 8, 8))[0]

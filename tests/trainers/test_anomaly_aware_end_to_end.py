@@ -260,6 +260,26 @@ def test_it_trains_resumes_and_says_when_a_is_another(new_trainer, copied_a):
         again.run_training()
 
 
+def test_what_is_validated_or_gone_on_with_is_the_network_that_was_trained(new_trainer, copied_a):
+    """Also where A's folder, whose weights it has already, is another one since."""
+    trainer = new_trainer(END_TO_END, "2d", **settings_of(copied_a))
+    trainer.num_epochs = 1
+    trainer.run_training()
+    checkpoint = str(Path(trainer.output_folder) / "checkpoint_final.pth")
+    new_trainer(END_TO_END, "2d", **settings_of(copied_a)).load_checkpoint(checkpoint)  # --val
+    with pytest.raises(SettingsError, match=r"networks was 1 and is 2; end_to_end\.exported was fold and is mean"):
+        new_trainer(END_TO_END, "2d", **settings_of(copied_a, exported="mean")).load_checkpoint(checkpoint)
+    # as many networks, but of fold 1, which has seen the cases that fold 0 is validated with
+    other = new_trainer(END_TO_END, "2d", **settings_of(copied_a, exported="mean", fine_tuned=True))
+    with pytest.raises(SettingsError, match=r"was trained with another A inside .*fine_tuned was False and is True"):
+        other.load_checkpoint(checkpoint)
+    plans = load_json(str(copied_a / "plans.json"))
+    plans["anomaly"]["error_map"]["clip_sd"] = 4.0
+    save_json(plans, str(copied_a / "plans.json"))
+    with pytest.raises(SettingsError, match=r"clip_sd was 5\.0 and is 4\.0\. Bring them and A's folder, .* back"):
+        new_trainer(END_TO_END, "2d", **settings_of(copied_a)).load_checkpoint(checkpoint)
+
+
 def test_plans_of_the_model_build_the_network_without_a(new_trainer, copied_a):
     change_settings = settings_of(copied_a, exported="mean")
     trainer = new_trainer(END_TO_END, "2d", **change_settings)
@@ -340,13 +360,18 @@ def test_an_a_that_may_have_seen_a_case_is_a_leak(new_trainer, copied_a, edit, e
         new_trainer(END_TO_END, "2d", **settings_of(copied_a)).initialize()
 
 
-def test_the_a_of_the_fold_was_trained_on_the_folds_cases(new_trainer, copied_a):
+@pytest.mark.parametrize("changed", [0, 1])
+@pytest.mark.parametrize("fold", [0, "all"])
+def test_every_a_was_trained_on_its_folds_cases(new_trainer, copied_a, changed, fold):
+    """Splits are by subject: an A of other splits may have held out a case and learnt from another scan of the knee."""
+
     def less(content):
         content["init_args"]["split"]["train"].pop()
 
-    change(copied_a / "fold_0" / "checkpoint_final.pth", less)
-    with pytest.raises(LeakageError, match=r"A of fold 0 .* was not trained on the training cases that this fold has"):
-        new_trainer(END_TO_END, "2d", **settings_of(copied_a)).initialize()
+    change(copied_a / f"fold_{changed}" / "checkpoint_final.pth", less)
+    message = rf"A of fold {changed} .* was not trained on the training cases that this fold has"
+    with pytest.raises(LeakageError, match=message):
+        new_trainer(END_TO_END, "2d", fold, **settings_of(copied_a, exported="mean")).initialize()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -14,15 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-G, A, S, GAP, LAMA, MESE = (
+G, A, S, WHOLE, JOINT, GAP, LAMA, MESE = (
     f"nnUNetTrainer{name}_2epochs"
-    for name in ("Inpainting", "InpaintingMimic", "AnomalyAware", "GapWeighted", "LaMa", "MESE")
-)
+    for name in (
+        "Inpainting", "InpaintingMimic", "AnomalyAware", "AnomalyAwareEndToEnd", "AnomalyAwareJoint", "GapWeighted",
+        "LaMa", "MESE",
+    )
+)  # fmt: skip
 PLAIN, DERIVED, ECHOES = "Dataset101_Tiny", "Dataset102_TinyError", "Dataset104_MESE"
 RUNS = {
     G: (PLAIN, "3d_inpainting"),
     A: (PLAIN, "3d_inpainting"),
     S: (DERIVED, "3d_fullres"),
+    WHOLE: (PLAIN, "2d"),
+    JOINT: (PLAIN, "2d"),
     GAP: (PLAIN, "3d_fullres"),
     LAMA: (PLAIN, "2d_inpainting"),
     MESE: (ECHOES, "2d"),
@@ -61,6 +67,8 @@ def train_as(rank: int, root: Path) -> None:
         trainer.num_iterations_per_epoch = trainer.num_val_iterations_per_epoch = 2
         step, trainer.steps = trainer.validation_step, []
         trainer.validation_step = lambda batch: trainer.steps.append(step(batch)) or trainer.steps[-1]
+        train_step, trainer.train_steps = trainer.train_step, []
+        trainer.train_step = lambda batch: trainer.train_steps.append(train_step(batch)) or trainer.train_steps[-1]
         trainers.append(trainer)
         return trainer
 
@@ -91,6 +99,7 @@ def train_as(rank: int, root: Path) -> None:
             "opponent": trainers[-1].discriminator.state_dict() if name == LAMA else {},
             "log": trainers[-1].logger.local_logger.my_fantastic_logging,
             "steps": trainers[-1].steps,
+            "train_steps": trainers[-1].train_steps,
             "maps": sorted(
                 path.name for path in written if "_gap_weights_" in path.parent.name and path.name[0] != "."
             ),
@@ -100,7 +109,9 @@ def train_as(rank: int, root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(planned: Any, planned_mese: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(
+    planned: Any, planned_mese: Any, trained_a: Any, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """What two processes saw that trained G and A, with C, S on a dataset with an error channel, and the others."""
     import blosc2
 
@@ -112,6 +123,9 @@ def ranks(planned: Any, planned_mese: Any, tmp_path_factory: pytest.TempPathFact
         plans["dataset_name"] = name
         plans["anomaly"]["inpainting"]["code_channels"] = 2
         plans["anomaly"]["lama"] |= SMALL
+        model = str(trained_a["2d_inpainting"])
+        plans["anomaly"]["end_to_end"] |= {"model": model, "fine_tuned": True, "exported": "mean"}
+        plans["configurations"]["2d"]["batch_size"] = 4  # nnU-Net's Dice over a batch wants as many cases on each
         if name == DERIVED:
             plans["configurations"]["3d_fullres"]["normalization_schemes"].append("NoNormalization")
             plans["configurations"]["3d_fullres"]["use_mask_for_norm"].append(False)
@@ -156,11 +170,32 @@ def test_losses_and_leak_are_means_over_both_ranks(ranks, name):
             assert logs[0]["leak"][epoch] == pytest.approx(passed / removed)
 
 
+@pytest.mark.parametrize(("name", "fold"), [(WHOLE, 1), (JOINT, 0)])
+def test_both_ranks_learn_one_a(ranks, trained_a, name, fold):
+    """That of the fold which held out the training cases; of the joint one that of S's own fold, beside S."""
+    before = torch.load(trained_a["2d_inpainting"] / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False)
+    for rank in ranks:
+        learnt = {key: values for key, values in rank[name]["weights"].items() if key.startswith("reconstructors.")}
+        assert {key.removeprefix("reconstructors.0.") for key in learnt} == before["network_weights"].keys()
+        assert any(
+            not torch.equal(values, before["network_weights"][key.removeprefix("reconstructors.0.")])
+            for key, values in learnt.items()
+        )
+
+
+def test_the_joint_log_has_the_mean_of_both_ranks(ranks):
+    (log,) = ranks[0][JOINT]["folder"].glob("training_log_*.txt")
+    found = [float(value) for value in re.findall(r"train_reconstruction_loss ([0-9.]+)", log.read_text())]
+    losses = np.array([[float(step["reconstruction_loss"]) for step in rank[JOINT]["train_steps"]] for rank in ranks])
+    assert losses[0, 0] != losses[1, 0]
+    assert found == pytest.approx(losses.reshape(2, 2, 2).mean((0, 2)), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_each_rank_writes_its_maps_once_and_rank_0_alone_all_else(ranks, name):
     written = [rank[name]["written"] for rank in ranks]
     maps = ["validation/error_maps/{}.nii.gz", "validation/reconstructions/{}_0000.nii.gz"]
-    segments = name in (S, GAP, MESE)  # and nnU-Net's workers write what is segmented
+    segments = name in (S, WHOLE, JOINT, GAP, MESE)  # and nnU-Net's workers write what is segmented
     cases = [[], []] if segments else [["case_03", "case_05"], ["case_04"]]
     for files, own in zip(written, cases, strict=True):
         assert sorted(file for file in files if file.endswith(".nii.gz")) == [m.format(c) for m in maps for c in own]
