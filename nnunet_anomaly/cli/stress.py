@@ -155,7 +155,8 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
         raise InputError(f"No case could be tested. {reasons}")
-    chosen = worst_cases(rows, args.worst)
+    # a picture shows predictions as they are, not cleaned
+    chosen = worst_cases(rows, args.worst, {model.name for model in models})
     pictures = draw_worst_cases(test, models, groups, chosen, reader, args.o / "pictures", device)
     settings = _settings(args, raw.name, test, models, groups)
     page = write_report(args.o, rows, settings, failed, pictures)

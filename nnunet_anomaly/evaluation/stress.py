@@ -331,18 +331,19 @@ def _note(key: Mapping[str, str], pairs: _Pairs) -> str:
 # ---- the worst cases
 
 
-def worst_cases(rows: Sequence[Row], number: int) -> list[dict[str, Any]]:
+def worst_cases(rows: Sequence[Row], number: int, models: Collection[str] | None = None) -> list[dict[str, Any]]:
     """For each corruption, at its highest severity, the case that lost most in any model; the largest losses first.
 
     Args:
         rows: of structures; cases without a finite Dice, corrupted and uncorrupted, are left out.
         number: at most so many.
+        models: that are looked at; None: all.
 
     Returns:
         Of each ``corruption``, ``severity``, ``case``, ``model`` (that lost most), its mean Dice over structures
         ``dice_uncorrupted`` and ``dice``, and ``loss``, which is negative where all models did better.
     """
-    by_case = per_case(rows)
+    by_case = [row for row in per_case(rows) if models is None or row["model"] in models]
     before = {(row["model"], row["case"]): row["dsc"] for row in by_case if row["corruption"] == UNCORRUPTED}
     highest: dict[str, float] = {}
     for row in by_case:
@@ -413,8 +414,8 @@ def _answer(models: Sequence[str], overall: Mapping[str, Row]) -> list[str]:
         answer.append(f"Shown to have a higher Dice than {first} over all corruptions together: {_listed(better)}.")
     else:
         answer.append(
-            f"No model is shown to have a higher Dice than {first}, the first one, over all corruptions together: as "
-            "far as these cases show, it is as good as any."
+            f"No model is shown to have a higher Dice than {first}, the first one, over all corruptions together. That "
+            "is no proof that none has: the intervals tell how much a model could still gain."
         )
     if worse:
         answer.append(f"Shown to have a lower Dice than {first}: {_listed(worse)}.")

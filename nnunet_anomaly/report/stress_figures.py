@@ -91,7 +91,7 @@ def severity_figure(points: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     # a figure of one panel is as wide as one of two, so that names of models have room
     width = 2.7 * max(columns, 2)
     longest = max(len(str(handle.get_label())) for handle in handles)
-    legend_columns = max(1, min(len(handles), int(width / (0.6 + 0.075 * longest))))
+    legend_columns = max(1, min(len(handles), int(width / (0.75 + 0.075 * longest))))
     legend_lines = math.ceil(len(handles) / legend_columns)
     panel_height = 2.2 if len(styles) <= 5 else 2.9
     size = (width + 0.4, panel_height * lines + 0.7 + 0.22 * legend_lines)
@@ -107,7 +107,9 @@ def severity_figure(points: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     panels[0].set_ylim(*_limits(points, metric))
     figure.supxlabel("severity", fontsize="medium")
     figure.supylabel(METRICS[metric].title, fontsize="medium")
-    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns, fontsize="small", frameon=False)
+    # long enough to tell a broken line from a whole one
+    known: dict[str, Any] = {"fontsize": "small", "frameon": False, "handlelength": 3.2}
+    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns, **known)
     return figure
 
 

@@ -105,25 +105,25 @@ def check_not_seen(model: StressModel, fold: Fold, cases: Sequence[str], allow_l
         if learnt is None:
             raise LeakageError(
                 f"Nothing says which cases fold {fold} of {folder.name} has learnt from: there is no splits_final.json "
-                f"of {folder.parent.name}. If it has seen none of the cases to test on, say --allow-leak."
+                f"of {folder.parent.name} that has this fold. If it has seen none of the cases to test on, say "
+                "--allow-leak."
             )
         if seen := sorted(learnt & set(cases)):
             raise LeakageError(
                 f"{network} has learnt from {_listed(seen)}. Test it on cases that it held out (the folds of "
                 "splits_final.json changed since?), or say --allow-leak."
             )
-    if model.networks_inside > 1:
+    if model.holds_other_folds:
         _check_not_seen_inside(model, cases)
 
 
 def _check_not_seen_inside(model: StressModel, cases: Sequence[str]) -> None:
-    """Several A in one network are of several folds: together they have seen every training case."""
+    """A of other folds in a network have seen what it held out; several together, every training case."""
     splits = _splits_of(model.folder.parent.name) or []
     if seen := sorted({case for split in splits for case in (*split["train"], *split["val"])} & set(cases)):
         raise LeakageError(
-            f"{model.name} has A of {model.networks_inside} folds inside (end_to_end.exported=mean), and every "
-            f"training case is known to one of them, also {_listed(seen)}. Test it on other cases by -i, or say "
-            "--allow-leak."
+            f"{model.name} has A of other folds inside (end_to_end.exported=mean), and training cases are known to "
+            f"them, also {_listed(seen)}. Test it on other cases by -i, or say --allow-leak."
         )
 
 
@@ -132,12 +132,22 @@ def _learnt_from(path: Path, fold: Fold) -> set[str] | None:
     content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     if split := content["init_args"].get(SPLIT):
         return set(split["train"])
-    splits = _splits_of(path.parents[2].name)
-    if splits is None:
-        return None
+    dataset = path.parents[2].name
+    splits = _splits_of(dataset)
     if isinstance(fold, int):
-        return set(splits[fold]["train"]) if fold < len(splits) else None
-    return {case for split in splits for case in (*split["train"], *split["val"])}
+        return set(splits[fold]["train"]) if splits and fold < len(splits) else None
+    # fold all has learnt from whatever is preprocessed, be it in a split or not
+    known = _preprocessed_cases(dataset) | {case for split in splits or () for case in (*split["train"], *split["val"])}
+    return known or None
+
+
+def _preprocessed_cases(dataset: str) -> set[str]:
+    """Cases of a preprocessed dataset, by the label maps that nnU-Net keeps of all of them."""
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset
+    if not (folder / "dataset.json").is_file():
+        return set()
+    ending = load_json(folder / "dataset.json")["file_ending"]
+    return {path.name.removesuffix(ending) for path in (folder / "gt_segmentations").glob(f"*{ending}")}
 
 
 def _splits_of(dataset: str) -> list[dict[str, list[str]]] | None:

@@ -63,6 +63,15 @@ class StressModel:
         block = load_json(self.folder / "plans.json").get(BLOCK, {})
         return int(block.get("end_to_end", {}).get("networks") or 0)  # written by the trainer alone
 
+    @property
+    def holds_other_folds(self) -> bool:
+        """Whether A of other folds than its own are inside its network: these have seen what it held out.
+
+        It may be a single one: of two folds, an A that is fine-tuned is that of the other fold.
+        """
+        block = load_json(self.folder / "plans.json").get(BLOCK, {}).get("end_to_end", {})
+        return self.networks_inside > 1 or (self.networks_inside == 1 and block.get("exported") == "mean")
+
     def checkpoints(self, folds: Sequence[Fold]) -> list[Path]:
         """Files of some folds, and of the networks that make its error maps."""
         paths = [self.folder / f"fold_{fold}" / self.checkpoint for fold in folds]

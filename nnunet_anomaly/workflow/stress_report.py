@@ -43,7 +43,8 @@ HOW_TO_READ = (
     "the reference inside the anomaly that the prediction has.",
     "Bands are 95 % intervals of the mean over cases (Student's t). In the tables a case's differences to the first "
     "model are averaged over severities, then over cases; their intervals hold for all corruptions together "
-    "(Bonferroni), and verdicts follow from them. Nothing is adjusted for the number of models and of figures: of many "
+    "(Bonferroni), and verdicts follow from them. Every case counts as a subject of its own: with several scans of one "
+    "subject intervals are too narrow. Nothing is adjusted for the number of models and of figures: of many "
     "models, one may look better by chance.",
     "No difference shown does not mean that there is none: the interval tells how large it could be.",
     "Each model is one training. What another training of the same network would give is in no interval.",
@@ -262,7 +263,7 @@ def _add_worst_cases(page: HtmlPage, pictures: Sequence[tuple[Path, str]]) -> No
         return
     page.text(
         "Of each corruption, at its highest severity, the case that lost most Dice in any model; the largest losses "
-        "first. They show what goes wrong, not how often."
+        "first. They show what goes wrong, not how often. Pictures and losses are of predictions before any cleaning."
     )
     for path, caption in pictures:
         page.picture(path, caption)

@@ -310,6 +310,9 @@ def test_worst_cases_are_the_largest_losses_of_each_corruption():
     assert [each["dice_uncorrupted"] for each in found] == pytest.approx([0.9, 0.9])
     assert worst_cases(rows_of(value=value), 1) == found[:1]
     assert worst_cases(rows_of(value=value), 0) == []
+    of_b = worst_cases(rows_of(value=value), 5, {"b"})
+    assert (of_b[0]["corruption"], of_b[0]["case"], of_b[1]["corruption"]) == ("noise", "c2", "metal")
+    assert {each["model"] for each in of_b} == {"b"} and of_b[1]["loss"] == pytest.approx(0.05)
 
 
 def test_worst_cases_need_an_uncorrupted_figure():
@@ -352,6 +355,7 @@ def test_the_headline_says_what_helps_and_what_it_costs():
 def test_the_headline_says_where_nothing_helps():
     text = sentences(gains({"plain": 0.0, "aware": 0.0}))
     assert "No model is shown to have a higher Dice than plain, the first one" in text
+    assert "no proof that none has" in text and "as good as" not in text
     assert "better on 0, worse on 0, no difference shown on 2" in text
 
 

@@ -204,12 +204,29 @@ def test_what_nothing_is_known_of_may_have_leaked(changeable, stress, tmp_path):
     refused(result, "Nothing says which cases fold 0", "no splits_final.json of Dataset201_TinyErrorMaps")
 
 
+def test_fold_all_has_learnt_from_cases_that_are_in_no_split_too(changeable, stress, tmp_path):
+    model, preprocessed = model_of(changeable), changeable.root / "nnUNet_preprocessed" / DATA
+    shutil.copytree(model / "fold_0", model / "fold_all")
+    content = torch.load(model / "fold_all" / "checkpoint_final.pth", weights_only=False)
+    content["init_args"].pop("split", None)  # as nnU-Net's own trainers, which note nothing
+    torch.save(content, model / "fold_all" / "checkpoint_final.pth")
+    only = [{"train": ["case_00"], "val": ["case_01"]}]
+    (preprocessed / "splits_final.json").unlink()
+    (preprocessed / "splits_final.json").write_text(json.dumps(only))
+    raw = changeable.root / "nnUNet_raw" / DATA
+    new = ("-i", str(raw / "imagesTr"), "-l", str(raw / "labelsTr"), "--cases", "case_05")
+    result = stress(changeable, tmp_path / "out", *new, folds=("all",), expect=2)
+    refused(result, "Fold all of Seeded has learnt from case_05.")
+
+
 def test_several_a_in_one_network_have_seen_every_training_case(changeable, stress, tmp_path):
     name = f"{DATA}/nnUNetTrainerAnomalyAwareEndToEnd__{PLANS}__2d"
     plans = changeable.root / "nnUNet_results" / name / "plans.json"
-    edit(plans, lambda plans: plans["anomaly"]["end_to_end"].update(networks=2))
-    result = stress(changeable, tmp_path / "out", tr=(name,), expect=2)
-    refused(result, "has A of 2 folds inside (end_to_end.exported=mean)", "case_03, case_04, case_05")
+    # of two folds, an A that is fine-tuned is the other fold's alone
+    for inside in ({"networks": 2}, {"networks": 1, "fine_tuned": True, "exported": "mean"}):
+        edit(plans, lambda plans, inside=inside: plans["anomaly"]["end_to_end"].update(inside))
+        result = stress(changeable, tmp_path / "out", tr=(name,), expect=2)
+        refused(result, "has A of other folds inside (end_to_end.exported=mean)", "case_03, case_04, case_05")
 
 
 # -- error maps -------------------------------------------------------------------------------------------------------

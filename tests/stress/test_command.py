@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,8 @@ def test_all_models_and_corruptions_in_one_report(models, stress, tmp_path, pred
     for name in ("report.html", "curves.csv", "comparison.csv", *records):
         assert (out / name).is_file(), name
     assert len(list((out / "pictures").glob("*_0.25_case_03.png"))) == 2
+    captions = re.findall("<figcaption>(.*Dice of .*?)</figcaption>", (out / "report.html").read_text())
+    assert len(captions) == 2 and "cleaned: " not in str(captions)  # no picture shows what is cleaned
     record = load_json(out / records[0])
     assert record["corruption"]["corruption"] == "bright_lesion" and record["corruption"]["anomaly_voxels"] > 0
     assert load_json(out / "cases/plain/case_03/none_0.json")["corruption"]["corruption"] == "none"
