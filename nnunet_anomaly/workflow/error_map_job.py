@@ -103,16 +103,17 @@ class Job:
             masks: files that say what is erased in all cases: checkpoints that predict it, or label maps.
         """
         folder = self.masks_folder()
-        checkpoints = [self.model / f"fold_{fold}" / self.checkpoint for fold in folds]
         return {
             "dataset": self.raw.name,
             "model": self.model.name,
             "checkpoint": self.checkpoint,
-            "checkpoints_sha256": [sha256_of([path]) if path.is_file() else None for path in checkpoints],
+            "checkpoints_sha256": _digests(self.model, folds, self.checkpoint),
             # the region that two passes erase depends on them
             "settings": self._region_settings(),
             "masks_from": folder.name if folder else None,
             "masks_sha256": sha256_of(masks) if masks else None,
+            # of a model; the files above may be what it predicted
+            **({"masks_checkpoints_sha256": _digests(folder, folds, MASKS_CHECKPOINT)} if is_model(folder) else {}),
             **({"masks_are_filled": True} if self.masks_are_filled else {}),
         }
 
@@ -151,6 +152,18 @@ class Job:
         """Files of all channels of a case."""
         ending = self.dataset_json["file_ending"]
         return sorted(folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
+
+
+def is_model(folder: Path | None) -> bool:
+    """Whether this is the folder of a trained model, rather than one of label maps."""
+    return folder is not None and (folder / "plans.json").is_file()
+
+
+def _digests(model: Path | None, folds: Sequence[Fold], checkpoint: str) -> list[str | None]:
+    """SHA-256 of the checkpoint of each fold; None where there is none."""
+    assert model is not None
+    paths = [model / f"fold_{fold}" / checkpoint for fold in folds]
+    return [sha256_of([path]) if path.is_file() else None for path in paths]
 
 
 def check_it_reconstructs(trainer: str) -> None:

@@ -13,6 +13,7 @@ from nnunet_anomaly.error_maps.folds import Fold, folds_of
 from nnunet_anomaly.error_maps.provenance import SPLIT
 from nnunet_anomaly.errors import InputError, LeakageError, MissingCheckpointError
 from nnunet_anomaly.files import load_json, nnunet_folder, sha256_of
+from nnunet_anomaly.workflow.error_map_job import MASKS_CHECKPOINT
 from nnunet_anomaly.workflow.stress_models import StressModel, masks_folder, reconstruction_folder
 
 
@@ -62,21 +63,22 @@ def check_error_maps(model: StressModel, reader: str, folds: Sequence[Fold]) -> 
     origin = model.error_maps
     if origin is None:
         return
-    folder, masks = reconstruction_folder(origin), masks_folder(origin)
-    for fold in folds:
-        for path in [folder / f"fold_{fold}" / origin["checkpoint"]] + (
-            [masks / f"fold_{fold}" / "checkpoint_final.pth"] if masks else []
-        ):
+    networks = [(reconstruction_folder(origin), origin["checkpoint"], origin["checkpoints_sha256"])]
+    if masks := masks_folder(origin):
+        networks.append((masks, MASKS_CHECKPOINT, origin.get("masks_checkpoints_sha256", [])))
+    for folder, checkpoint, known in networks:
+        for fold in folds:
+            path = folder / f"fold_{fold}" / checkpoint
             if not path.is_file():
                 raise MissingCheckpointError(f"{model.name} needs error maps by {path}, which is not there.")
-            plans = load_json(path.parents[1] / "plans.json")
-            _check_reader(f"{path.parents[1].name}, which makes error maps for {model.name},", plans, reader)
-        known, now = origin["checkpoints_sha256"], sha256_of([folder / f"fold_{fold}" / origin["checkpoint"]])
-        if isinstance(fold, int) and fold < len(known) and known[fold] not in (None, now):
-            raise InputError(
-                f"Fold {fold} of {folder} was trained again since {model.folder.parent.name} was made, so that "
-                f"{model.name} has learnt from other error maps. Make that dataset again, and train on it."
-            )
+            name = f"{folder.name}, which makes error maps for {model.name},"
+            _check_reader(name, load_json(folder / "plans.json"), reader)
+            then = known[fold] if isinstance(fold, int) and fold < len(known) else None
+            if then not in (None, sha256_of([path])):
+                raise InputError(
+                    f"Fold {fold} of {folder} was trained again since {model.folder.parent.name} was made, so that "
+                    f"{model.name} has learnt from other error maps. Make that dataset again, and train on it."
+                )
 
 
 def _check_reader(name: str, plans: Mapping[str, Any], reader: str) -> None:

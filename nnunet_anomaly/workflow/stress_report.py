@@ -40,7 +40,8 @@ HOW_TO_READ = (
     "structure is missed altogether; a Hausdorff distance is then undefined, and the case is left out and counted. So "
     "a model that loses structures can have a short mean distance: look at both.",
     "A component error is the difference in the number of connected parts. Recall inside the anomaly is the share of "
-    "the reference inside the anomaly that the prediction has.",
+    "the reference inside the anomaly that the prediction has. Of a bias field and of noise the anomaly is the whole "
+    "image.",
     "Bands are 95 % intervals of the mean over cases (Student's t). In the tables a case's differences to the first "
     "model are averaged over severities, then over cases; their intervals hold for all corruptions together "
     "(Bonferroni), and verdicts follow from them. Every case counts as a subject of its own: with several scans of one "

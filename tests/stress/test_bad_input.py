@@ -232,6 +232,16 @@ def test_several_a_in_one_network_have_seen_every_training_case(changeable, stre
 # -- error maps -------------------------------------------------------------------------------------------------------
 
 
+def test_a_network_that_says_what_to_erase_and_was_trained_again_is_named(changeable, stress, tmp_path):
+    masks = f"{PLAIN}__{PLANS}__2d"
+    checkpoint = changeable.root / "nnUNet_results" / DATA / masks / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(checkpoint, weights_only=False)
+    content["network_weights"] = {name: 2 * values for name, values in content["network_weights"].items()}
+    torch.save(content, checkpoint)
+    result = stress(changeable, tmp_path / "out", tr=(TWO_PASS_MODEL,), expect=2)
+    refused(result, f"{masks} was trained again since {TWO_PASS_DATA} was made")
+
+
 def test_networks_of_error_maps_that_are_gone_or_trained_again_are_named(changeable, stress, tmp_path):
     checkpoint = changeable.root / "nnUNet_results" / DATA / A / "fold_0" / "checkpoint_final.pth"
     content = torch.load(checkpoint, weights_only=False)
