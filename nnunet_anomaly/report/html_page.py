@@ -22,7 +22,7 @@ div.wide { overflow-x: auto; }
 th, td { padding: .22rem .7rem; text-align: left; border-bottom: 1px solid #e4e8ec; vertical-align: top;
   overflow-wrap: anywhere; }
 th { background: #f3f5f7; font-weight: 600; overflow-wrap: normal; }
-td.whole { white-space: nowrap; }
+td.whole { white-space: pre; }
 th.number, td.number { text-align: right; white-space: nowrap; }
 tr:hover td { background: #f8fafb; }
 a { color: #0550ae; }

@@ -30,6 +30,7 @@ from nnunet_anomaly.report.stress_figures import severity_figure
 
 CASES, CURVES, COMPARISON = "cases.csv", "curves.csv", "comparison.csv"
 SUMMARY, PICTURES, PAGE = "summary.json", "pictures", "report.html"
+MANY_MODELS = 6  # from here on a column for each would be too narrow to read
 Row = Mapping[str, Any]
 
 HOW_TO_READ = (
@@ -99,12 +100,18 @@ def write_report(
     results = _Results(rows, curves(rows), comparisons, sentences, settings)
     _save_tables(output, results, failed)
     page = HtmlPage(f"Stress test: {settings['dataset']}")
-    for sentence in sentences:
+    # one sentence of each further model, the last ones, would hide the answer where models are many
+    model_by_model = sentences[1 - len(results.models) :] if len(results.models) >= MANY_MODELS else []
+    for sentence in sentences[: len(sentences) - len(model_by_model)]:
         page.text(sentence)
     page.notes([f"Failed: {name}: {reason}" for name, reason in failed.items()])
     for metric in COMPARED:
         _add_metric(page, output, results, metric)
     _add_structures(page, results)
+    if model_by_model:
+        page.section("Model by model")
+    for sentence in model_by_model:
+        page.text(sentence)
     _add_uncorrupted(page, results)
     _add_worst_cases(page, pictures)
     _add_settings(page, settings)
@@ -148,8 +155,7 @@ def _add_metric(page: HtmlPage, output: Path, results: _Results, metric: str) ->
         direction = "Higher" if METRICS[metric].higher_is_better else "Lower"
         text = f"Difference to {results.models[0]}, with its interval. {direction} is better. "
         page.text(text + "The intervals of single corruptions hold together." + _left_out(rows))
-        columns = _model_columns("corruption", results.models[1:])
-        page.table(_verdict_table(rows, "corruption"), columns, whole=["corruption"])
+        _add_by_model(page, _verdict_table(rows, "corruption"), "corruption", results.models[1:])
     points = [row for row in results.points if row["structure"] == ALL_STRUCTURES]
     if any(row["corruption"] != UNCORRUPTED for row in points):
         path = output / PICTURES / f"severity_{metric}.png"
@@ -177,6 +183,24 @@ def _model_columns(first: str, models: Sequence[str]) -> dict[str, str]:
 def _key(model: str) -> str:
     """Of a model's column: a model may be called as the first column is."""
     return f"model {model}"
+
+
+def _add_by_model(page: HtmlPage, lines: Sequence[Mapping[str, str]], first: str, models: Sequence[str]) -> None:
+    """A table of lines that begin with the column ``first``, a column for each model; of many models turned over."""
+    if len(models) < MANY_MODELS - 1:
+        page.table(lines, _model_columns(first, models), whole=[first])
+        return
+    columns = {"model": "model"} | {f"{first} {place}": line[first] for place, line in enumerate(lines)}
+    turned = [
+        {"model": model}
+        | {f"{first} {place}": _in_two_lines(line.get(_key(model), "")) for place, line in enumerate(lines)}
+        for model in models
+    ]
+    page.table(turned, columns, whole=list(columns))
+
+
+def _in_two_lines(cell: str) -> str:
+    return cell.replace(" (", "\n(", 1)
 
 
 def _verdict_table(rows: Sequence[Row], by: str) -> list[dict[str, str]]:
@@ -221,9 +245,7 @@ def _add_structures(page: HtmlPage, results: _Results) -> None:
         page.text(
             f"Difference to {results.models[0]} over all corruptions; single intervals, which do not hold together."
         )
-        page.table(
-            _verdict_table(rows, "structure"), _model_columns("structure", results.models[1:]), whole=["structure"]
-        )
+        _add_by_model(page, _verdict_table(rows, "structure"), "structure", results.models[1:])
 
 
 # ---- the rest of the page
@@ -242,7 +264,7 @@ def _add_uncorrupted(page: HtmlPage, results: _Results) -> None:
                 line = lines.setdefault(row["metric"], {"figure": METRICS[row["metric"]].title})
                 line[_key(row["model"])] = _mean_cell(row)
         page.text("All structures:" if structure == ALL_STRUCTURES else f"{structure}:")
-        page.table(list(lines.values()), _model_columns("figure", results.models), whole=["figure"])
+        _add_by_model(page, list(lines.values()), "figure", results.models)
 
 
 def _mean_cell(row: Row) -> str:

@@ -112,6 +112,24 @@ def test_verdicts_of_the_page_are_those_of_the_comparison(stress_rows, tmp_path)
     assert sum(row[0] == "uncorrupted" for row in read.rows) == 3
 
 
+def test_many_models_are_rows_and_the_answer_is_not_hidden_behind_them(stress_rows, tmp_path):
+    few = report(tmp_path / "few", stress_rows(models=("plain", "a", "b", "c", "d")))
+    assert "Model by model" not in few.headings and few.row("corruption") == ["a", "b", "c", "d"]
+    rows = stress_rows(models=("plain", "a", "b", "c", "d", "aware"))
+    read = report(tmp_path / "many", rows)
+    assert "Model by model" in read.headings
+    corruptions = read.row("model")
+    assert corruptions[:2] == ["uncorrupted", "all corruptions"]
+    (found,) = (row for row in compare(rows) if (row["structure"], row["metric"], row["corruption"], row["second"])
+                == ("(all)", "dsc", "bright_lesion", "aware"))  # fmt: skip
+    ends = f"{found['simultaneous95_low']:+.3f} to {found['simultaneous95_high']:+.3f}"
+    cell = f"{found['mean_difference']:+.3f}\n({ends}): {found['verdict']}"
+    assert read.row("aware")[corruptions.index("bright lesion")] == cell
+    for sentence in headline(rows, simple=["plain", "a", "b", "c", "d", "aware"]):
+        assert sentence in read.text
+    assert read.text.index("Difference to plain") < read.text.index("aware against plain")
+
+
 def test_tables_hold_all_rows(stress_rows, tmp_path):
     rows = stress_rows()
     report(tmp_path, rows)
